@@ -1,0 +1,10 @@
+//! Fuzz targets: each a plain function on bytes that checks a relation or an oracle, so that stable `cargo test` replays
+//! the corpus (`tests/replay.rs`) and `cargo fuzz` explores (`fuzz_targets/`).
+#![forbid(unsafe_code)]
+
+pub mod fib;
+pub mod packet;
+pub mod proto;
+
+/// Every target by the name of its corpus directory.
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[];
