@@ -138,6 +138,13 @@ impl SendOp {
         self.ends.push(self.gather.len() as u16);
     }
 
+    /// Copies datagram `index` into `out` (at least as long); its length.
+    #[allow(unsafe_code)]
+    pub fn copy_datagram(&self, index: usize, out: &mut [u8]) -> usize {
+        // SAFETY: the gather list points into this slot's boxed arena and into frames that the slot holds; see the module.
+        unsafe { self.gather.copy_out(self.entries(index), out) }
+    }
+
     /// Remembers a frame that the gather list points into.
     #[inline]
     pub fn holds(&mut self, frame: FrameId, pool: &mut Pool) {

@@ -216,6 +216,7 @@ impl<'a, E: Engine> Worker<'a, E> {
                 let to = Destination { peer: forward.peer, name, name_len };
                 match forward.split {
                     Some(split) => {
+                        let packet = packet.start..packet.start + usize::from(forward.inner.total_len);
                         self.partial = Some(Partial { rx, packet, split, to, next: 0 });
                         self.finish_partial();
                         return; // It releases the frame when all segments are in batches.
@@ -248,9 +249,7 @@ impl<'a, E: Engine> Worker<'a, E> {
         let header_len = partial.split.header_len();
         let count = partial.split.count();
         while partial.next < count {
-            let packet = self.io.pool.bytes(partial.rx.frame, partial.packet.clone());
             let len = partial.split.len_of(partial.next);
-            debug_assert!(packet.len() >= header_len);
             let Some(slot) = self.batcher.slot(&mut self.io, &self.view.stats, &partial.to, len, header_len) else {
                 self.partial = Some(partial);
                 return false;
@@ -270,31 +269,36 @@ impl<'a, E: Engine> Worker<'a, E> {
     /// UDP -> TUN: one receive. Gives back what is left of it when writes or sends ran out.
     fn decap(&mut self, fib: &Fib, rx: UdpRx) -> Option<UdpRx> {
         let stats = &self.view.stats;
-        stats.counters.udp_read_batches.add(1);
-        stats.counters.udp_read_bytes.add(rx.data.len() as u64);
         let datagrams = rx.data.len().div_ceil(rx.stride.max(1)).max(1) as u64;
         if rx.truncated {
             stats.decap_drops[DropReason::Truncated.index()].add(datagrams);
-            self.io.pool.release(rx.frame);
-            return None;
+            return self.received(&rx);
         }
         let owner = rx.source.and_then(|source| fib.owner_of(source.ip()));
         if owner.is_none() && self.settings.peer_check == PeerCheck::Strict {
             stats.decap_drops[DropReason::PeerUnknown.index()].add(datagrams);
-            self.io.pool.release(rx.frame);
-            return None;
+            return self.received(&rx);
         }
         let mut at = rx.data.start;
+        // At least once: an empty datagram is one, too.
         loop {
             let end = rx.data.end.min(at + rx.stride.max(1));
             if !self.decap_datagram(fib, owner, &rx, at..end) {
+                self.view.stats.counters.udp_read_bytes.add((at - rx.data.start) as u64);
                 return Some(UdpRx { data: at..rx.data.end, ..rx });
             }
             at = end;
             if at >= rx.data.end {
-                break;
+                return self.received(&rx);
             }
         }
+    }
+
+    /// Counts a receive whose end was reached and lets its frame go.
+    fn received(&mut self, rx: &UdpRx) -> Option<UdpRx> {
+        let counters = &self.view.stats.counters;
+        counters.udp_read_batches.add(1);
+        counters.udp_read_bytes.add(rx.data.len() as u64);
         self.io.pool.release(rx.frame);
         None
     }

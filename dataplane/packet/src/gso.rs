@@ -118,6 +118,12 @@ impl Split {
         self.header_len + self.gso_size.min(self.payload_len)
     }
 
+    /// Whole length of segment `index`, which is below [`Self::count`].
+    #[inline]
+    pub fn len_of(&self, index: usize) -> usize {
+        self.header_len + self.gso_size.min(self.payload_len - index * self.gso_size)
+    }
+
     /// How many segments there are, at least 1.
     #[inline]
     pub fn count(&self) -> usize {
