@@ -198,7 +198,7 @@ impl Client {
         }
     }
 
-    /// Reads every peer with its counters, in id order.
+    /// Reads every peer with its counters, in address order.
     pub fn peers(&mut self) -> Result<Vec<PeerReport>, ClientError> {
         self.send(&Request::Peers)?;
         let mut all = Vec::new();
