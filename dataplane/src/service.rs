@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::Duration;
 use tracing::{info, warn};
-use weft_fib::{Fib, FibCell, FibReader};
+use weft_fib::{Fib, FibCell};
 
 /// Room above the MTU for a datagram received without UDP GRO: a peer's MTU may differ a little.
 const RECEIVE_SLACK: usize = 576;
@@ -116,7 +116,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
             view,
             command: command.clone(),
             settings: settings.clone(),
-            reader: fib.reader(),
+            fib: fib.clone(),
             receive_len_max: usize::from(mtu) + RECEIVE_SLACK,
         };
         let guard = reporter.guard(index as u16);
@@ -224,7 +224,7 @@ struct WorkerThread {
     view: Arc<WorkerView>,
     command: Arc<AtomicU8>,
     settings: Settings,
-    reader: FibReader,
+    fib: Arc<FibCell>,
     receive_len_max: usize,
 }
 
@@ -248,7 +248,7 @@ impl WorkerThread {
     fn forward(&self, engine: impl Engine) -> io::Result<()> {
         let QueuePair { tun, udp, .. } = &self.pair;
         Worker::new(engine, tun.as_fd(), udp, self.view.clone(), self.command.clone(), self.settings.clone())?
-            .run(&self.reader)
+            .run(&self.fib.reader())
     }
 
     fn explain(&self, error: &io::Error) -> String {
