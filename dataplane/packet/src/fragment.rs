@@ -1,7 +1,7 @@
 //! Fragmenting an inner IPv4 packet without DF for a path MTU (RFC 791 section 3.2), in the shape of [`crate::gso`]: headers
 //! written, payload ranges named.
 
-use crate::ip::{FRAGMENT4_MORE, FRAGMENT4_OFFSET, HEADER4_LEN, Options4, Version};
+use crate::ip::{FRAGMENT4_MORE, HEADER4_LEN, Options4, Version};
 use crate::{DropReason, Inner, checksum};
 use std::ops::Range;
 
@@ -26,10 +26,7 @@ impl Fragments {
         if inner.version != Version::V4 || inner.dont_fragment || mtu < header_len + 8 {
             return Err(DropReason::TooBig);
         }
-        if packet.len() < total_len {
-            return Err(DropReason::BadTotalLen);
-        }
-        let payload_len = total_len - header_len;
+        let payload_len = packet.get(header_len..total_len).ok_or(DropReason::BadTotalLen)?.len();
         let step = if total_len <= mtu { payload_len.max(8) } else { (mtu - header_len) / 8 * 8 };
         Ok(Fragments { header_len, payload_len, step })
     }
@@ -60,9 +57,8 @@ impl Fragments {
 
         let field = u16::from_be_bytes([header[6], header[7]]);
         let more = if end < self.payload_len { FRAGMENT4_MORE } else { field & FRAGMENT4_MORE };
-        let field = field & !FRAGMENT4_OFFSET & !FRAGMENT4_MORE
-            | more
-            | (field & FRAGMENT4_OFFSET).wrapping_add((start / 8) as u16) & FRAGMENT4_OFFSET;
+        // `check` keeps a packet's end within 65,535, so the offset cannot run into the flags.
+        let field = (field & !FRAGMENT4_MORE).wrapping_add((start / 8) as u16) | more;
         header[0] = 0x40 | (header_len / 4) as u8;
         header[2..4].copy_from_slice(&((header_len + end - start) as u16).to_be_bytes());
         header[6..8].copy_from_slice(&field.to_be_bytes());
