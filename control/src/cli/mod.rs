@@ -37,11 +37,7 @@ impl<E: Into<anyhow::Error>> From<E> for CliError {
 }
 
 #[derive(Debug, Parser)]
-#[command(
-    name = "weft",
-    version,
-    about = "weft: a fast userspace UDP tunnel, wire-compatible with flannel's udp backend"
-)]
+#[command(name = "weft", version, about = "weft: a fast userspace UDP tunnel, wire-compatible with flannel's udp backend")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
