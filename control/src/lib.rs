@@ -2,7 +2,11 @@
 //! never sees a packet.
 #![forbid(unsafe_code)]
 
+pub mod backend;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod lease;
 pub mod netlink;
+pub mod rib;
+pub mod source;

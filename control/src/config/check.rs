@@ -235,6 +235,10 @@ fn peer_subnets(draft: &Draft, report: &mut Report) {
     for peer in &draft.peers {
         let key = format!("{}.subnets", peer.path);
         let label = peer.name.as_ref().map_or_else(|| peer.path.clone(), |name| format!("{:?}", name.get_ref()));
+        if let (true, Some(name)) = (peer.has_empty_subnets, &peer.name) {
+            let hint = "say which inner prefixes lie behind the peer, as in subnets = [\"10.99.2.0/24\"]";
+            report.error(name.span(), &key, "is an empty list: nothing would be sent to this peer", hint);
+        }
         for subnet in &peer.subnets {
             prefix(subnet, &key, report);
             let (net, span) = (subnet.get_ref().trunc(), subnet.span());

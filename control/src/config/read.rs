@@ -47,6 +47,11 @@ impl<'t> Section<'t> {
         self.table.contains_key(key)
     }
 
+    /// Whether `key` is an array without items.
+    pub fn is_empty_array(&self, key: &str) -> bool {
+        self.value(key).and_then(|value| value.get_ref().as_array()).is_some_and(|array| array.is_empty())
+    }
+
     /// A string.
     pub fn text(&self, key: &str, report: &mut Report) -> Option<Spanned<&'t str>> {
         let value = self.value(key)?;

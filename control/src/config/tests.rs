@@ -131,6 +131,7 @@ fn errors_name_line_key_and_remedy() {
         (address, "address = \"127.0.0.1/8\"", 3, "address", "a loopback address", ""),
         (address, "adress = \"10.99.0.1/24\"", 3, "adress", "unknown key", "`address`"),
         (subnets, "AllowedIPs = [\"10.99.2.0/24\"]", 8, "peer[0].AllowedIPs", "unknown key", "`subnets`"),
+        (subnets, "subnets = []", 7, "peer[0].subnets", "empty list", "subnets = "),
         (subnets, "", 6, "peer[0].subnets", "is missing", "subnets = "),
         (
             subnets,

@@ -35,6 +35,8 @@ pub struct DraftPeer {
     pub path: String,
     pub name: Option<Spanned<String>>,
     pub subnets: Vec<Spanned<IpNet>>,
+    /// `subnets = []`.
+    pub has_empty_subnets: bool,
     pub endpoint: Option<Spanned<Endpoint>>,
     pub aliases: Vec<Spanned<IpAddr>>,
 }
@@ -180,6 +182,7 @@ fn peer(table: &Section<'_>, index: usize, report: &mut Report) -> DraftPeer {
         path: format!("peer[{index}]"),
         name: owned(table.text("name", report)),
         subnets: prefixes(table, "subnets", PREFIX_HINT, report),
+        has_empty_subnets: table.is_empty_array("subnets"),
         endpoint,
         aliases,
     }
