@@ -47,6 +47,12 @@ impl UdpTunnel {
         self.installed = None;
     }
 
+    /// Reads the table in force from weftd, so that the next push can be a delta.
+    pub fn read(&mut self) -> Result<&RouteSet, ClientError> {
+        let table = Client::connect(&self.socket, ANSWER_TIMEOUT)?.routes()?;
+        Ok(&self.installed.insert((table.set, table.installed)).0)
+    }
+
     /// Makes `table` the one in force. What weftd has already is left alone, whoever put it there; a known table is
     /// changed by a delta; anything else is swapped. Both are atomic, so no packet is lost either way.
     ///

@@ -66,6 +66,11 @@ impl Report {
         self.problems.iter().any(|problem| problem.severity == Severity::Error)
     }
 
+    /// The text that the report is about.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Line, from 1, on which the byte `offset` of the text stands.
     pub fn line_of(&self, offset: usize) -> usize {
         self.position(offset).0

@@ -160,18 +160,27 @@ fn work(queue: &Mutex<Vec<String>>, sender: &Sender<Answer>, told: &impl Fn()) {
     }
 }
 
-/// Asks for each name and waits for the answers, but no longer than `limit` in all.
-pub fn ask_within(names: BTreeSet<String>, limit: Duration) -> Names {
+/// Asks for each name and waits for the answers, but no longer than `limit` in all; a name without an answer by then has
+/// failed.
+pub fn answers_within(names: BTreeSet<String>, limit: Duration) -> Vec<Answer> {
     let deadline = Instant::now() + limit;
-    let mut known = Names::default();
     let mut waiting = names.clone();
+    let mut all = Vec::new();
     let answers = ask(names, || ());
     while let Ok(answer) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         waiting.remove(&answer.name);
-        known.learn(answer);
+        all.push(answer);
     }
-    for name in waiting {
-        known.learn(Answer { name, result: Err(format!("no answer within {} s", limit.as_secs())) });
+    let late = |name| Answer { name, result: Err(format!("no answer within {} s", limit.as_secs())) };
+    all.extend(waiting.into_iter().map(late));
+    all
+}
+
+/// As [`answers_within`], taken in.
+pub fn ask_within(names: BTreeSet<String>, limit: Duration) -> Names {
+    let mut known = Names::default();
+    for answer in answers_within(names, limit) {
+        known.learn(answer);
     }
     known
 }
