@@ -3,9 +3,8 @@
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
-use weft_control::netlink::{Address, NewLink, NewLinkKind, Veth};
+use weft_control::netlink::{NewLink, NewLinkKind, Veth};
 
-use crate::node::parse_net;
 use crate::{Node, set_features};
 
 /// How packets cross a link.
@@ -47,7 +46,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Connects two nodes, in [`Mode::Offload`]. `mtu` is in bytes.
+    /// Connects two nodes, in [`Mode::Offload`], and waits until packets pass. `mtu` is in bytes.
     ///
     /// # Errors
     /// If a name is taken, or the kernel refuses.
@@ -61,6 +60,7 @@ impl Link {
         let mut netlink = b.netlink()?;
         this.b.index = netlink.expect_link(b_name)?.index;
         netlink.set_up(this.b.index)?;
+        this.wait_running()?;
         Ok(this)
     }
 
@@ -70,7 +70,7 @@ impl Link {
     /// If a text is not an address with prefix length, or the kernel refuses.
     pub fn addresses(&self, a: &str, b: &str) -> Result<()> {
         for (end, address) in [(&self.a, a), (&self.b, b)] {
-            end.node.netlink()?.add_address(&Address::new(end.index, parse_net(address)?))?;
+            end.node.address(&end.name, address)?;
         }
         Ok(())
     }
@@ -100,12 +100,14 @@ impl Link {
         Ok(())
     }
 
-    /// Plugs the cable in, at end `a`. Routes that went with the address prefix come back; others do not.
+    /// Plugs the cable in, at end `a`, and waits until packets pass. Routes to the prefixes of addresses come back,
+    /// others that were lost do not, nor do IPv6 addresses.
     ///
     /// # Errors
     /// The kernel's.
     pub fn set_up(&self) -> Result<()> {
-        Ok(self.a.node.netlink()?.set_up(self.a.index)?)
+        self.a.node.netlink()?.set_up(self.a.index)?;
+        self.wait_running()
     }
 
     /// Pulls the cable out, at end `a`: that end goes down, the other loses its carrier.
@@ -114,6 +116,10 @@ impl Link {
     /// The kernel's.
     pub fn set_down(&self) -> Result<()> {
         Ok(self.a.node.netlink()?.set_down(self.a.index)?)
+    }
+
+    fn wait_running(&self) -> Result<()> {
+        [&self.a, &self.b].into_iter().try_for_each(|end| end.node.wait_running(&end.name))
     }
 }
 

@@ -9,14 +9,17 @@ use std::process::Command;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use ipnet::IpNet;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use weft_control::netlink::{Address, Link, Netlink, Route};
 
-use crate::{Process, sys};
+use crate::{Process, eventually, sys};
 
+/// How long the kernel may take for what it does in the background.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What every node is set to: routing decisions as written, IPv6 without waiting and without router solicitations.
 const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -175,14 +178,38 @@ impl Node {
         self.sysctl("net/ipv6/conf/all/forwarding", "1")
     }
 
-    /// Gives a link an address such as `192.0.2.1/24`.
+    /// Gives a link an address such as `192.0.2.1/24`, and waits until the node answers to it, if the link is running.
     ///
     /// # Errors
     /// If the text is not an address with prefix length, or the kernel refuses.
     pub fn address(&self, link: &str, address: &str) -> Result<()> {
         let mut netlink = self.netlink()?;
         let link = netlink.expect_link(link)?;
-        Ok(netlink.add_address(&Address::new(link.index, parse_net(address)?))?)
+        let address = Address::new(link.index, parse_net(address)?);
+        netlink.add_address(&address)?;
+        if !link.running {
+            return Ok(());
+        }
+        // The kernel adds the local route of an IPv6 address later, in `addrconf_dad_work`.
+        eventually(SETTLE_TIMEOUT, || {
+            let found = netlink.route_to(address.ip())?;
+            ensure!(found.is_some_and(|route| route.local), "{} has no local route on {}", address.ip(), self.name());
+            Ok(())
+        })
+    }
+
+    /// Waits until a link is running: up, with carrier, and with a queue. The kernel attaches the queue later than it
+    /// reports the carrier (`linkwatch_do_dev`, net/core/link_watch.c) and drops what is sent before.
+    ///
+    /// # Errors
+    /// If it is not running after 5 s.
+    pub fn wait_running(&self, link: &str) -> Result<()> {
+        let mut netlink = self.netlink()?;
+        eventually(SETTLE_TIMEOUT, || {
+            let link = netlink.expect_link(link)?;
+            ensure!(link.running, "{} of {} is not running", link.name, self.name());
+            Ok(())
+        })
     }
 
     /// Routes a destination such as `10.9.0.0/16` or `default` onto a link.
@@ -215,10 +242,10 @@ impl Node {
         let mut netlink = self.netlink()?;
         let index = netlink.expect_link(link)?.index;
         netlink.set_mtu(index, mtu)?;
-        for address in addresses {
-            netlink.add_address(&Address::new(index, parse_net(address)?))?;
-        }
         netlink.set_up(index)?;
+        for address in addresses {
+            self.address(link, address)?;
+        }
         for route in routes {
             netlink.replace_route(&Route::via_link(parse_net(route)?, index))?;
         }

@@ -1,6 +1,6 @@
 //! Kernel VXLAN between two nodes, programmed as flannel's vxlan backend does.
 
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -22,7 +22,7 @@ pub struct FlannelVxlan {
     node: Node,
     index: u32,
     mac: MacAddr,
-    local: IpAddr,
+    local: Ipv4Addr,
     subnet: IpNet,
 }
 
@@ -33,13 +33,13 @@ impl FlannelVxlan {
     /// # Errors
     /// If a text is not an address or prefix, or the kernel refuses.
     pub fn new(end: &LinkEnd, local: &str, subnet: &str) -> Result<Self> {
-        let local: IpAddr = local.parse().with_context(|| format!("underlay address `{local}`"))?;
+        let local: Ipv4Addr = local.parse().with_context(|| format!("underlay address `{local}`"))?;
         let subnet = parse_net(subnet)?.trunc();
         let mut netlink = end.node.netlink()?;
         let underlay = netlink.expect_link(end.index)?;
         let vxlan = Vxlan {
             vni: VNI,
-            local: Some(local),
+            local: Some(local.into()),
             underlay: Some(underlay.index),
             port: PORT,
             learning: false,
@@ -50,6 +50,7 @@ impl FlannelVxlan {
         let mac = link.mac.context("a vxlan has a hardware address")?;
         let this = Self { node: end.node.clone(), index: link.index, mac, local, subnet };
         netlink.add_address(&Address::new(link.index, IpNet::from(subnet.network())))?;
+        this.node.wait_running(NAME)?;
         Ok(this)
     }
 
@@ -61,7 +62,7 @@ impl FlannelVxlan {
         let mut netlink = self.node.netlink()?;
         let gateway = peer.subnet.network();
         netlink.replace_neighbour(&Neighbour { link: self.index, address: gateway, mac: peer.mac })?;
-        netlink.replace_fdb(&FdbEntry { link: self.index, mac: peer.mac, dst: peer.local })?;
+        netlink.replace_fdb(&FdbEntry { link: self.index, mac: peer.mac, dst: peer.local.into() })?;
         let route = Route { onlink: true, ..Route::via_gateway(peer.subnet, self.index, gateway) };
         netlink.replace_route(&route)?;
         Ok(())

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use rustix::io::Errno;
 use weft_lab::topology::{Pair, Pod, Routed, Switched};
 use weft_lab::{Capture, FlannelVxlan, Frame, Lab, Mode, Ping, PingOutcome, eventually, features, ping, tcp, udp};
 
@@ -26,12 +27,8 @@ fn two_nodes_ping_over_a_veth() -> Result<()> {
         assert_eq!(ttl, 64);
         ping(&pair.a, &Ping { payload_len: 4000, ..Ping::to(ip(address)) })?.reply()?;
     }
-    assert_eq!(ping(&pair.a, &Ping::to(ip("203.0.113.1")))?, PingOutcome::NotSent(libc_enetunreach()));
+    assert_eq!(ping(&pair.a, &Ping::to(ip("203.0.113.1")))?, PingOutcome::NotSent(Errno::NETUNREACH.raw_os_error()));
     Ok(())
-}
-
-fn libc_enetunreach() -> i32 {
-    rustix::io::Errno::NETUNREACH.raw_os_error()
 }
 
 #[test]
@@ -191,7 +188,10 @@ fn a_process_that_ignores_sigterm_is_killed() -> Result<()> {
     let mut command = Command::new("sh");
     command.args(["-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"]);
     let mut process = node.spawn(command)?;
-    eventually(TIMEOUT, || Ok(ensure!(process.log().contains("ready"), "not ready")))?;
+    eventually(TIMEOUT, || {
+        ensure!(process.log().contains("ready"), "not ready");
+        Ok(())
+    })?;
     let started = Instant::now();
     assert!(!process.stop()?.success());
     assert!(started.elapsed() >= Duration::from_secs(3));
@@ -232,7 +232,10 @@ fn nothing_is_left_after_drop_nor_after_a_panic() -> Result<()> {
     assert!(catch_unwind(AssertUnwindSafe(|| build(true))).is_err());
     assert_eq!(inodes.len(), 4);
     // Other tests of this program start processes too, which hold everything between fork and exec.
-    eventually(TIMEOUT, || Ok(ensure!(!inodes.iter().any(|inode| is_held(*inode)), "a namespace is still held")))
+    eventually(TIMEOUT, || {
+        ensure!(!inodes.iter().any(|inode| is_held(*inode)), "a namespace is still held");
+        Ok(())
+    })
 }
 
 #[test]

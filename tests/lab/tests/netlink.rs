@@ -11,7 +11,8 @@ use weft_control::netlink::{
     Address, Event, Events, FdbEntry, Group, MacAddr, Neighbour, Netlink, NetlinkError, NewLink, NewLinkKind, Route,
     RouteFilter, RouteKind, Veth, Vxlan, protocol,
 };
-use weft_lab::{Lab, Node, eventually};
+use weft_lab::topology::Pair;
+use weft_lab::{Lab, eventually};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -23,14 +24,12 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address in a test")
 }
 
-/// A node with the bridge `br0`, up, `192.0.2.1/24` and `2001:db8::1/64`.
-fn bridged(lab: &Lab) -> Result<(Node, Netlink, u32)> {
-    let node = lab.node("n")?;
-    let mut netlink = node.netlink()?;
-    let bridge = netlink.add_link(&NewLink { up: true, ..NewLink::new("br0", NewLinkKind::Bridge) })?;
-    netlink.add_address(&Address::new(bridge.index, net("192.0.2.1/24")))?;
-    netlink.add_address(&Address::new(bridge.index, net("2001:db8::1/64")))?;
-    Ok((node, netlink, bridge.index))
+/// Two hosts on a cable, a connection to the first one, and the index of its end `u0`, up, `192.0.2.1/24` and
+/// `2001:db8::1/64`.
+fn cabled(lab: &Lab) -> Result<(Pair, Netlink, u32)> {
+    let pair = Pair::new(lab, 1500)?;
+    let (netlink, index) = (pair.a.netlink()?, pair.link.a.index);
+    Ok((pair, netlink, index))
 }
 
 fn vxlan(underlay: u32) -> Vxlan {
@@ -40,18 +39,18 @@ fn vxlan(underlay: u32) -> Vxlan {
 #[test]
 fn link_properties_read_back_as_set() -> Result<()> {
     let Some(lab) = Lab::start() else { return Ok(()) };
-    let (_node, mut netlink, index) = bridged(&lab)?;
+    let (_pair, mut netlink, index) = cabled(&lab)?;
     let mac: MacAddr = "02:00:00:00:00:17".parse()?;
     netlink.set_mac(index, mac)?;
     netlink.set_mtu(index, 1400)?;
     netlink.set_txqueuelen(index, 77)?;
-    netlink.rename(index, "bridge0")?;
-    let link = netlink.expect_link("bridge0")?;
+    netlink.rename(index, "cable0")?;
+    let link = netlink.expect_link("cable0")?;
     assert_eq!((link.index, link.mtu, link.txqueuelen, link.mac), (index, 1400, 77, Some(mac)));
-    assert_eq!((link.up, link.kind.as_deref()), (true, Some("bridge")));
+    assert_eq!((link.up, link.kind.as_deref()), (true, Some("veth")));
     netlink.set_down(index)?;
     assert!(!netlink.expect_link(index)?.up);
-    assert_eq!(netlink.link("br0")?, None);
+    assert_eq!(netlink.link("u0")?, None);
     assert_eq!(netlink.link(4711)?, None);
     assert!(netlink.links()?.iter().any(|link| link.name == "lo"));
     Ok(())
@@ -60,7 +59,7 @@ fn link_properties_read_back_as_set() -> Result<()> {
 #[test]
 fn deleting_what_is_gone_succeeds() -> Result<()> {
     let Some(lab) = Lab::start() else { return Ok(()) };
-    let (_node, mut netlink, index) = bridged(&lab)?;
+    let (_pair, mut netlink, index) = cabled(&lab)?;
     for link in [index, 4711] {
         for address in ["198.51.100.1/32", "2001:db8:9::1/128"] {
             netlink.delete_address(&Address::new(link, net(address)))?;
@@ -83,7 +82,7 @@ fn deleting_what_is_gone_succeeds() -> Result<()> {
 #[test]
 fn adding_the_same_link_twice_succeeds_and_a_different_one_is_refused() -> Result<()> {
     let Some(lab) = Lab::start() else { return Ok(()) };
-    let (node, mut netlink, index) = bridged(&lab)?;
+    let (pair, mut netlink, index) = cabled(&lab)?;
     let new = NewLink { mtu: Some(1450), ..NewLink::new("flannel.1", NewLinkKind::Vxlan(vxlan(index))) };
     let made = netlink.add_link(&new)?;
     assert_eq!((made.vxlan, made.mtu), (Some(vxlan(index)), 1450));
@@ -91,8 +90,12 @@ fn adding_the_same_link_twice_succeeds_and_a_different_one_is_refused() -> Resul
     assert!(netlink.add_link(&NewLink { up: true, ..new })?.up);
 
     let other = NewLinkKind::Vxlan(Vxlan { vni: 2, ..vxlan(index) });
-    let veth =
-        NewLinkKind::Veth(Veth { peer_name: "p", peer_namespace: Some(node.as_fd()), peer_mtu: None, peer_mac: None });
+    let veth = NewLinkKind::Veth(Veth {
+        peer_name: "p",
+        peer_namespace: Some(pair.a.as_fd()),
+        peer_mtu: None,
+        peer_mac: None,
+    });
     for different in [
         NewLink { mtu: Some(1400), ..new },
         NewLink { kind: other, ..new },
@@ -108,7 +111,7 @@ fn adding_the_same_link_twice_succeeds_and_a_different_one_is_refused() -> Resul
 #[test]
 fn addresses_are_listed_as_added() -> Result<()> {
     let Some(lab) = Lab::start() else { return Ok(()) };
-    let (_node, mut netlink, link) = bridged(&lab)?;
+    let (_pair, mut netlink, link) = cabled(&lab)?;
     let added = ["10.9.1.0/32", "10.9.2.1/24", "2001:db8:9::1/128"].map(|text| Address::new(link, net(text)));
     for address in &added {
         netlink.add_address(address)?;
@@ -128,7 +131,7 @@ fn addresses_are_listed_as_added() -> Result<()> {
 #[test]
 fn routes_are_listed_as_added() -> Result<()> {
     let Some(lab) = Lab::start() else { return Ok(()) };
-    let (_node, mut netlink, link) = bridged(&lab)?;
+    let (_pair, mut netlink, link) = cabled(&lab)?;
     let mut routes = vec![
         Route::via_link(net("10.9.0.0/16"), link),
         Route::via_gateway(net("10.10.0.0/16"), link, ip("192.0.2.2")),
@@ -156,7 +159,7 @@ fn routes_are_listed_as_added() -> Result<()> {
         netlink.add_route(route)?;
         netlink.replace_route(route)?;
         let filter = RouteFilter { table: Some(route.table), dst: Some(route.dst), ..RouteFilter::default() };
-        assert_eq!(netlink.routes(&filter)?, [route.clone()]);
+        assert_eq!(netlink.routes(&filter)?, std::slice::from_ref(route));
     }
     for route in &routes {
         netlink.delete_route(route)?;
@@ -170,7 +173,7 @@ fn routes_are_listed_as_added() -> Result<()> {
 #[test]
 fn another_route_to_the_same_destination_is_refused_by_add_and_supplanted_by_replace() -> Result<()> {
     let Some(lab) = Lab::start() else { return Ok(()) };
-    let (_node, mut netlink, link) = bridged(&lab)?;
+    let (_pair, mut netlink, link) = cabled(&lab)?;
     for (dst, first, second) in
         [("10.9.0.0/16", "192.0.2.2", "192.0.2.3"), ("2001:db8:9::/48", "2001:db8::2", "2001:db8::3")]
     {
@@ -181,7 +184,7 @@ fn another_route_to_the_same_destination_is_refused_by_add_and_supplanted_by_rep
         assert!(matches!(error, NetlinkError::Exists { .. }), "{error}");
         netlink.replace_route(&second)?;
         let filter = RouteFilter { dst: Some(net(dst)), ..RouteFilter::default() };
-        assert_eq!(netlink.routes(&filter)?, [second.clone()]);
+        assert_eq!(netlink.routes(&filter)?, std::slice::from_ref(&second));
         netlink.delete_route(&first)?;
         assert_eq!(netlink.routes(&filter)?, [second]);
     }
@@ -191,7 +194,7 @@ fn another_route_to_the_same_destination_is_refused_by_add_and_supplanted_by_rep
 #[test]
 fn route_lookup_tells_link_gateway_source_and_mtu() -> Result<()> {
     let Some(lab) = Lab::start() else { return Ok(()) };
-    let (_node, mut netlink, link) = bridged(&lab)?;
+    let (_pair, mut netlink, link) = cabled(&lab)?;
     netlink.add_route(&Route { mtu: Some(1300), ..Route::via_gateway(net("10.9.0.0/16"), link, ip("192.0.2.2")) })?;
     netlink.add_route(&Route::unreachable(net("10.10.0.0/16")))?;
     netlink.add_route(&Route::unreachable(net("2001:db8:10::/48")))?;
@@ -213,7 +216,7 @@ fn route_lookup_tells_link_gateway_source_and_mtu() -> Result<()> {
 #[test]
 fn neighbours_and_fdb_entries_are_replaced_and_listed() -> Result<()> {
     let Some(lab) = Lab::start() else { return Ok(()) };
-    let (_node, mut netlink, bridge) = bridged(&lab)?;
+    let (_pair, mut netlink, bridge) = cabled(&lab)?;
     let new = NewLink { up: true, ..NewLink::new("flannel.1", NewLinkKind::Vxlan(vxlan(bridge))) };
     let link = netlink.add_link(&new)?.index;
     let (first, second) = (MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2]));
@@ -238,11 +241,11 @@ fn neighbours_and_fdb_entries_are_replaced_and_listed() -> Result<()> {
 #[test]
 fn refusals_name_object_and_link_and_explain() -> Result<()> {
     let Some(lab) = Lab::start() else { return Ok(()) };
-    let (_node, mut netlink, link) = bridged(&lab)?;
+    let (_pair, mut netlink, link) = cabled(&lab)?;
     let error = netlink.add_route(&Route::via_gateway(net("10.9.0.0/16"), link, ip("203.0.113.1"))).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::NETUNREACH));
     let text = error.to_string();
-    assert!(text.starts_with("adding route 10.9.0.0/16 via 203.0.113.1 dev br0: "), "{text}");
+    assert!(text.starts_with("adding route 10.9.0.0/16 via 203.0.113.1 dev u0: "), "{text}");
     assert!(text.ends_with("(Nexthop has invalid gateway)"), "{text}");
     let text = netlink.set_up(4711).unwrap_err().to_string();
     assert!(text.starts_with("setting up dev #4711: No such device"), "{text}");
@@ -252,7 +255,7 @@ fn refusals_name_object_and_link_and_explain() -> Result<()> {
 #[test]
 fn a_link_moves_to_another_namespace() -> Result<()> {
     let Some(lab) = Lab::start() else { return Ok(()) };
-    let (_node, mut netlink, _) = bridged(&lab)?;
+    let (_pair, mut netlink, _) = cabled(&lab)?;
     let other = lab.node("other")?;
     let veth = Veth { peer_name: "v1", peer_namespace: None, peer_mtu: Some(1300), peer_mac: None };
     let link = netlink.add_link(&NewLink::new("v0", NewLinkKind::Veth(veth)))?;
@@ -267,9 +270,8 @@ fn a_link_moves_to_another_namespace() -> Result<()> {
 #[test]
 fn changes_are_reported_to_subscribers() -> Result<()> {
     let Some(lab) = Lab::start() else { return Ok(()) };
-    let (node, mut netlink, link) = bridged(&lab)?;
-    let mut events = node.run(|| Events::open(&[Group::Link, Group::Address, Group::Route]))?;
-    assert_eq!(events.try_next()?, None);
+    let (pair, mut netlink, link) = cabled(&lab)?;
+    let mut events = pair.a.run(|| Events::open(&[Group::Link, Group::Address, Group::Route]))?;
     let address = Address::new(link, net("198.51.100.1/24"));
     let route = Route::via_link(net("10.9.0.0/16"), link);
     netlink.add_address(&address)?;
