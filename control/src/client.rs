@@ -98,6 +98,8 @@ impl ClientError {
             }
             ClientError::NotPermitted { .. } => Exit::NotPermitted,
             ClientError::Refused(refusal) if refusal.code == RefusalCode::NotPermitted => Exit::NotPermitted,
+            ClientError::Refused(refusal) if refusal.code == RefusalCode::Invalid => Exit::Usage,
+            ClientError::Invalid(_) => Exit::Usage,
             _ => Exit::Failed,
         }
     }
@@ -198,7 +200,7 @@ impl Client {
         }
     }
 
-    /// Reads every peer with its counters, in id order.
+    /// Reads every peer with its counters, in address order.
     pub fn peers(&mut self) -> Result<Vec<PeerReport>, ClientError> {
         self.send(&Request::Peers)?;
         let mut all = Vec::new();

@@ -305,10 +305,10 @@ impl Reply {
     }
 }
 
-/// Peers per [`Reply::Peers`]: with the longest name and the most aliases a peer takes under 2 KiB of JSON.
+/// Peers per [`Reply::Peers`]: with the longest name and the most aliases a peer takes under 2.5 KiB of JSON.
 pub const PEERS_PER_REPLY: usize = 24;
 
-const _: () = assert!(PEERS_PER_REPLY * 2048 <= BODY_LEN_MAX, "a peers reply fits a frame");
+const _: () = assert!(PEERS_PER_REPLY * 2560 <= BODY_LEN_MAX, "a peers reply fits a frame");
 
 fn put_json(out: &mut BytesMut, kind: u8, value: &impl Serialize) {
     frame::put(out, kind, |body| {

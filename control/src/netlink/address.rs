@@ -1,6 +1,6 @@
 //! Addresses of links.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -51,7 +51,7 @@ impl Netlink {
         match self.addresses(Some(address.link))?.into_iter().find(|found| found.ip() == address.ip()) {
             Some(found) if found == *address => Ok(()),
             Some(found) => Err(NetlinkError::Exists {
-                what: format!("{action} on link #{}", address.link),
+                what: format!("{action}{}", self.device(Some(address.link))),
                 difference: match found.peer {
                     Some(peer) => format!("it is {} peer {peer}", found.prefix),
                     None => format!("it is {}", found.prefix),
@@ -95,7 +95,7 @@ impl Address {
         match self.prefix {
             IpNet::V4(prefix) => {
                 message.header.family = AddressFamily::Inet;
-                if prefix.prefix_len() < 31 && self.peer.is_none() && prefix.broadcast() != Ipv4Addr::UNSPECIFIED {
+                if prefix.prefix_len() < 31 && self.peer.is_none() {
                     message.attributes.push(AddressAttribute::Broadcast(prefix.broadcast()));
                 }
             }

@@ -9,12 +9,13 @@ use mio::{Interest, Registry, Token, event::Source};
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 
 use super::socket::{DATAGRAM_LEN_MAX, messages};
 use super::{Address, Link, NetlinkError, Result, Route};
 
-/// Bytes of events that may wait to be read, before the kernel doubles it for its bookkeeping.
-const RECEIVE_BUFFER_LEN: i32 = 1 << 20;
+/// Bytes of events, with the kernel's bookkeeping, that may wait to be read.
+const RECEIVE_BUFFER_LEN: usize = 4 << 20;
 
 /// What to be told about (`enum rtnetlink_groups`, `include/uapi/linux/rtnetlink.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +131,10 @@ fn subscribe(groups: &[Group]) -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.set_non_blocking(true)?;
-    socket.set_rx_buf_sz(RECEIVE_BUFFER_LEN)?;
+    // More than `net.core.rmem_max` needs CAP_NET_ADMIN; a listener without has `rmem_max` and may see `Overrun`.
+    if set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_LEN).is_err() {
+        set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_LEN)?;
+    }
     for number in groups.iter().flat_map(|group| group.numbers()) {
         socket.add_membership(*number)?;
     }

@@ -21,8 +21,10 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up (`IFF_UP`).
     pub up: bool,
-    /// Up and with carrier (`IFF_LOWER_UP`): a veth whose peer is down is not.
+    /// With carrier (`IFF_LOWER_UP`): a veth whose peer is down has none.
     pub carrier: bool,
+    /// Operational (`IFF_RUNNING`): up, with carrier, and the kernel has noticed both. Until then it drops what is sent.
+    pub running: bool,
     /// `veth`, `vxlan`, `bridge`, `tun`; none for loopback and hardware.
     pub kind: Option<String>,
     /// The bridge (or other master) it is a port of.
@@ -145,7 +147,7 @@ impl Netlink {
         self.set(&format_args!("setting master #{master}"), index, LinkAttribute::Controller(master))
     }
 
-    /// Renames the link. The kernel allows it while the link is up, but other programs may hold on to the old name.
+    /// Renames the link. Before Linux 6.2 the kernel refuses with `EBUSY` while the link is up.
     pub fn rename(&mut self, index: u32, name: &str) -> Result<()> {
         self.set(&format_args!("renaming to {name}"), index, LinkAttribute::IfName(name.to_owned()))
     }
@@ -181,6 +183,7 @@ impl Link {
             mtu: 0,
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
+            running: flags.contains(LinkFlags::Running),
             kind: None,
             master: None,
             mac: None,

@@ -109,7 +109,7 @@ impl Route {
     }
 }
 
-/// `unreachable 10.9.0.0/16 via 10.9.0.1`, without the link, which needs a look-up for its name.
+/// `10.9.0.0/16 via 192.0.2.2 onlink`, without the link, which needs a look-up for its name.
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
@@ -125,6 +125,9 @@ impl fmt::Display for Route {
         }
         if self.onlink {
             f.write_str(" onlink")?;
+        }
+        if let Some(mtu) = self.mtu {
+            write!(f, " mtu {mtu}")?;
         }
         if self.table != table::MAIN {
             write!(f, " table {}", self.table)?;
@@ -193,7 +196,10 @@ impl Netlink {
         let rivals: Vec<_> = self.routes(&filter)?.into_iter().filter(|found| found.metric == route.metric).collect();
         match rivals.first() {
             Some(_) if rivals.contains(route) => Ok(()),
-            Some(rival) => Err(NetlinkError::Exists { what: action.to_string(), difference: format!("{rival:?}") }),
+            Some(rival) => Err(NetlinkError::Exists {
+                what: format!("{action}{}", self.device(route.link)),
+                difference: format!("{rival}{} proto {}", self.device(rival.link), rival.protocol),
+            }),
             None => Err(error),
         }
     }

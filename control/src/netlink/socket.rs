@@ -128,15 +128,17 @@ impl Netlink {
         }
     }
 
-    /// Names the object of a failure; its link by name, if the link still has one.
+    /// ` dev NAME` for messages, by number if the link is gone; nothing for no link.
+    pub(super) fn device(&mut self, link: Option<u32>) -> String {
+        link.map_or_else(String::new, |index| match self.link(index) {
+            Ok(Some(link)) => format!(" dev {}", link.name),
+            _ => format!(" dev #{index}"),
+        })
+    }
+
+    /// Names the object of a failure.
     fn explain(&mut self, subject: Subject<'_>, failure: Failure) -> NetlinkError {
-        let what = match subject.link {
-            None => subject.action.to_string(),
-            Some(index) => match self.link(index) {
-                Ok(Some(link)) => format!("{} dev {}", subject.action, link.name),
-                _ => format!("{} dev #{index}", subject.action),
-            },
-        };
+        let what = format!("{}{}", subject.action, self.device(subject.link));
         match failure {
             Failure::Refused(errno, message) => NetlinkError::Refused { what, errno, message },
             Failure::Socket(source) => NetlinkError::Socket { what, source },
