@@ -98,6 +98,8 @@ impl ClientError {
             }
             ClientError::NotPermitted { .. } => Exit::NotPermitted,
             ClientError::Refused(refusal) if refusal.code == RefusalCode::NotPermitted => Exit::NotPermitted,
+            ClientError::Refused(refusal) if refusal.code == RefusalCode::Invalid => Exit::Usage,
+            ClientError::Invalid(_) => Exit::Usage,
             _ => Exit::Failed,
         }
     }

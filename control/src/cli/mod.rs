@@ -1,5 +1,12 @@
 //! The command line: one module per command, each with `Args` and `run`.
 
+pub mod monitor;
+pub mod output;
+pub mod peers;
+pub mod route;
+pub mod stats;
+pub mod status;
+
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -48,10 +55,26 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Route(route::Args),
+    Status(status::Args),
+    Peers(peers::Args),
+    Stats(stats::Args),
+    Monitor(monitor::Args),
+}
 
 /// Parses arguments, runs one command, prints an error with its remedy, and gives the exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match cli.command {}
+    let result = match Cli::parse().command {
+        Command::Route(args) => route::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Peers(args) => peers::run(args),
+        Command::Stats(args) => stats::run(args),
+        Command::Monitor(args) => monitor::run(args),
+    };
+    let exit = result.unwrap_or_else(|CliError { exit, error }| {
+        eprintln!("weft: {error:#}");
+        exit
+    });
+    ExitCode::from(exit as u8)
 }

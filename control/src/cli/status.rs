@@ -1,0 +1,64 @@
+//! `weft status`: one screen of state.
+
+use super::output::{self, SocketArgs, daemon};
+use super::{CliError, Exit};
+use serde::Serialize;
+use weft_proto::StatusReport;
+
+/// Show what weftd is doing
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// Exit 5 if weftd does less than it could: an offload refused at run time, a fallback engine, no route, a lost worker
+    #[arg(long)]
+    check: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The JSON form: the report, and why it is degraded.
+#[derive(Serialize)]
+struct Checked<'a> {
+    #[serde(flatten)]
+    status: &'a StatusReport,
+    degraded: &'a [String],
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<Exit, CliError> {
+    let status = args.socket.connect()?.status().map_err(daemon)?;
+    let degraded = status.degraded();
+    if args.json {
+        output::print_json(&Checked { status: &status, degraded: &degraded }, false)?;
+    } else {
+        output::print(render(&status, &degraded))?;
+    }
+    Ok(if args.check && !degraded.is_empty() { Exit::Degraded } else { Exit::Ok })
+}
+
+fn render(status: &StatusReport, degraded: &[String]) -> String {
+    let offloads: Vec<_> = status.offloads.each().into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
+    let rows = [
+        ("weftd", format!("{}, pid {}, up {}", status.weftd_version, status.pid, output::duration(status.uptime_ms))),
+        (
+            "tun",
+            format!("{} (index {}), mtu {}, opener {}", status.tun_name, status.tun_ifindex, status.mtu, status.opener),
+        ),
+        ("bind", format!("{} udp", status.bind)),
+        ("engine", format!("{}, spin {} us", status.engine, status.spin_us)),
+        ("workers", format!("{} of {} running", status.workers_running, status.workers)),
+        ("offloads", if offloads.is_empty() { "none".into() } else { offloads.join(" ") }),
+        ("peer check", status.peer_check.clone()),
+        ("table", format!("generation {}: {} routes, {} peers", status.generation, status.routes, status.peers)),
+        ("digest", status.digest.to_string()),
+        ("drops", format!("{} encap, {} decap (`weft stats` says why)", status.encap_drops, status.decap_drops)),
+    ];
+    let mut text: String = rows.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
+    for reason in degraded {
+        text.push_str(&format!("{:<12}{reason}\n", "degraded"));
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
