@@ -32,7 +32,7 @@ pub use address::Address;
 pub use error::NetlinkError;
 pub use events::{Event, Events, Group};
 pub use link::{Link, LinkRef};
-pub use mac::MacAddr;
+pub use mac::{MacAddr, MacParseError};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use new_link::{NewLink, NewLinkKind, Veth, Vxlan};
 pub use route::{Resolved, Route, RouteFilter, RouteKind, protocol, table};
