@@ -13,4 +13,5 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("coalesce", packet::coalesce),
     ("icmp_error", packet::icmp_error),
     ("fragment", packet::fragment),
+    ("fib_lookup", fib::fib_lookup),
 ];
