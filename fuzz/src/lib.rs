@@ -7,4 +7,4 @@ pub mod packet;
 pub mod proto;
 
 /// Every target by the name of its corpus directory.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[];
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[("proto_decode", proto::proto_decode)];
