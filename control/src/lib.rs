@@ -2,5 +2,16 @@
 //! never sees a packet.
 #![forbid(unsafe_code)]
 
+pub mod backend;
 pub mod cli;
 pub mod client;
+pub mod config;
+pub mod daemon;
+pub mod lease;
+pub mod link;
+pub mod netlink;
+pub mod rib;
+pub mod run;
+pub mod source;
+pub mod state;
+pub mod tunnel;

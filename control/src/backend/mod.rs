@@ -1,0 +1,3 @@
+//! What makes desired routes true. A backend knows tables and nothing of where they come from.
+
+pub mod udp_tunnel;

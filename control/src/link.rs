@@ -1,0 +1,209 @@
+//! The kernel's side of a tunnel: address, MTU and routes of the TUN device, and the safety routes behind them.
+//!
+//! For each overlay network there are two routes. The working one leads to the TUN and goes when the TUN goes. The safety
+//! route, type `unreachable`, has the worst metric and stays: without it, a dead weftd would send overlay traffic, plain,
+//! by the default route to wherever that leads.
+//!
+//! ```text
+//! 10.99.0.0/16 dev weft0                              while weftd lives
+//! unreachable 10.99.0.0/16 metric 4278198000          always: senders are told EHOSTUNREACH
+//! ```
+
+use crate::config::{MTU_MAX, MTU_MIN, Tunnel};
+use crate::netlink::{Address, Netlink, NetlinkError, Route, RouteFilter};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+
+/// Metric of the safety routes: behind every route that means to work. Told apart from other `unreachable` routes by it.
+pub const SAFETY_METRIC: u32 = 4_278_198_000;
+/// IPv4 header and UDP header.
+const OUTER_LEN_IPV4: u32 = 20 + 8;
+/// IPv6 header and UDP header.
+const OUTER_LEN_IPV6: u32 = 40 + 8;
+/// MTU taken for the underlay when no route leads to any peer: Ethernet's.
+const UNDERLAY_MTU_DEFAULT: u32 = 1500;
+
+/// What the TUN device and the routing tables should have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkPlan {
+    /// Addresses of the device with prefix length; the kernel makes a route for each prefix.
+    pub addresses: Vec<IpNet>,
+    /// MTU of the device, in bytes.
+    pub mtu: u32,
+    /// Networks routed to the device, beyond the prefixes of its addresses.
+    pub routes: Vec<IpNet>,
+    /// Networks with a safety route.
+    pub safety: Vec<IpNet>,
+}
+
+impl LinkPlan {
+    /// What `tunnel` asks for, with a device MTU of `mtu` bytes.
+    pub fn new(tunnel: &Tunnel, mtu: u32) -> LinkPlan {
+        let on_link: Vec<IpNet> = tunnel.addresses.iter().map(IpNet::trunc).collect();
+        let mut safety = tunnel.networks.clone();
+        // A single address needs none: the kernel delivers it locally, device or not.
+        let wide = |net: &&IpNet| net.prefix_len() < net.max_prefix_len();
+        for net in on_link.iter().filter(wide) {
+            if !safety.iter().any(|network| network.contains(net)) {
+                safety.push(*net);
+            }
+        }
+        LinkPlan {
+            addresses: tunnel.addresses.clone(),
+            mtu,
+            routes: tunnel.networks.iter().filter(|network| !on_link.contains(network)).copied().collect(),
+            safety,
+        }
+    }
+
+    /// Adds the safety routes, and removes those of `previous` that are not wanted any more.
+    pub fn apply_safety(&self, netlink: &mut Netlink, previous: &LinkPlan) -> Result<(), NetlinkError> {
+        for network in &self.safety {
+            netlink.add_route(&safety_route(*network))?;
+        }
+        for network in previous.safety.iter().filter(|network| !self.safety.contains(network)) {
+            netlink.delete_route(&safety_route(*network))?;
+        }
+        Ok(())
+    }
+
+    /// Makes device and routes as planned, removes what only `previous` has, and touches nothing else. Returns what was
+    /// changed, a phrase each; nothing, if all was well.
+    ///
+    /// # Errors
+    /// The device is gone, or the network is routed elsewhere with the same metric.
+    pub fn apply(&self, netlink: &mut Netlink, ifindex: u32, previous: &LinkPlan) -> Result<Vec<String>, NetlinkError> {
+        let mut done = Vec::new();
+        self.apply_safety(netlink, previous)?;
+        let link = netlink.expect_link(ifindex)?;
+        if link.mtu != self.mtu {
+            netlink.set_mtu(ifindex, self.mtu)?;
+            done.push(format!("MTU {}", self.mtu));
+        }
+        let present = netlink.addresses(Some(ifindex))?;
+        for prefix in &self.addresses {
+            let address = Address::new(ifindex, *prefix);
+            if !present.contains(&address) {
+                netlink.replace_address(&address)?;
+                done.push(format!("address {prefix}"));
+            }
+        }
+        for prefix in previous.addresses.iter().filter(|prefix| !self.addresses.contains(prefix)) {
+            netlink.delete_address(&Address::new(ifindex, *prefix))?;
+            done.push(format!("address {prefix} removed"));
+        }
+        if !link.up {
+            netlink.set_up(ifindex)?;
+            done.push("link up".to_owned());
+        }
+        let filter = RouteFilter { link: Some(ifindex), ..RouteFilter::default() };
+        let present = netlink.routes(&filter)?;
+        for network in &self.routes {
+            let route = Route::via_link(*network, ifindex);
+            if !present.contains(&route) {
+                netlink.add_route(&route)?;
+                done.push(format!("route {network}"));
+            }
+        }
+        for network in previous.routes.iter().filter(|network| !self.routes.contains(network)) {
+            netlink.delete_route(&Route::via_link(*network, ifindex))?;
+            done.push(format!("route {network} removed"));
+        }
+        Ok(done)
+    }
+
+    /// Removes what outlives the device: the safety routes. Returns the networks.
+    pub fn remove_safety(&self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
+        self.safety.iter().try_for_each(|network| netlink.delete_route(&safety_route(*network)))
+    }
+}
+
+fn safety_route(network: IpNet) -> Route {
+    Route { metric: SAFETY_METRIC, ..Route::unreachable(network) }
+}
+
+/// The MTU of the TUN in bytes, so that no packet to any peer needs outer fragments: the smallest underlay MTU among the
+/// routes to `peers`, or else that of the link that `listen` is an address of, less the outer headers. `own` is the TUN
+/// itself, whose routes do not count.
+pub fn device_mtu(
+    netlink: &mut Netlink,
+    listen: SocketAddr,
+    peers: &[IpAddr],
+    own: Option<u32>,
+) -> Result<u32, NetlinkError> {
+    let mut smallest: Option<u32> = None;
+    for peer in peers {
+        let Some(resolved) = netlink.route_to(*peer)?.filter(|resolved| Some(resolved.link) != own) else { continue };
+        let Some(link) = netlink.link(resolved.link)? else { continue };
+        let route_mtu = match resolved.mtu {
+            Some(mtu) if is_configured(netlink, resolved.link, mtu)? => mtu,
+            _ => link.mtu,
+        };
+        let inner = inner_mtu(route_mtu.min(link.mtu), peer.is_ipv6());
+        smallest = Some(smallest.map_or(inner, |other| other.min(inner)));
+    }
+    if let Some(mtu) = smallest {
+        return Ok(mtu);
+    }
+    let bound = netlink.addresses(None)?.into_iter().find(|address| address.ip() == listen.ip());
+    let underlay = match bound {
+        Some(address) => netlink.link(address.link)?.map(|link| link.mtu),
+        None => None,
+    };
+    Ok(inner_mtu(underlay.unwrap_or(UNDERLAY_MTU_DEFAULT), listen.is_ipv6()))
+}
+
+/// Whether a route by this link was given `mtu` by an administrator. The kernel also answers with what path MTU discovery
+/// learned, which concerns one destination for ten minutes and is weftd's business, not the device's.
+fn is_configured(netlink: &mut Netlink, link: u32, mtu: u32) -> Result<bool, NetlinkError> {
+    let routes = netlink.routes(&RouteFilter { table: None, link: Some(link), ..RouteFilter::default() })?;
+    Ok(routes.iter().any(|route| route.mtu == Some(mtu)))
+}
+
+fn inner_mtu(underlay: u32, outer_is_ipv6: bool) -> u32 {
+    let outer_len = if outer_is_ipv6 { OUTER_LEN_IPV6 } else { OUTER_LEN_IPV4 };
+    underlay.saturating_sub(outer_len).clamp(u32::from(MTU_MIN), u32::from(MTU_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn plan(head: &str) -> LinkPlan {
+        let text = format!("{head}\n[[peer]]\nname = \"b\"\nsubnets = [\"10.99.2.0/24\"]\nendpoint = \"192.0.2.77\"\n");
+        LinkPlan::new(&config::parse("t.toml", "t", &text, &|_| false).unwrap().tunnel, 1472)
+    }
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_flannel_address_routes_the_network_beside_it() {
+        let plan = plan("address = \"10.99.1.0/32\"\nnetwork = \"10.99.0.0/16\"");
+        assert_eq!((plan.routes, plan.safety), (nets(&["10.99.0.0/16"]), nets(&["10.99.0.0/16"])));
+    }
+
+    #[test]
+    fn the_prefix_of_the_own_address_is_routed_by_the_kernel_and_kept_safe_by_weft() {
+        let plan = plan("address = \"10.99.0.1/24\"");
+        assert_eq!((plan.routes, plan.safety), (nets(&["10.99.2.0/24"]), nets(&["10.99.2.0/24", "10.99.0.0/24"])));
+    }
+
+    #[test]
+    fn a_network_equal_to_the_own_prefix_is_not_routed_twice() {
+        let plan = plan("address = \"10.99.0.1/16\"\nnetwork = \"10.99.0.0/16\"");
+        assert_eq!((plan.routes, plan.safety), (nets(&[]), nets(&["10.99.0.0/16"])));
+    }
+
+    #[test]
+    fn the_device_mtu_leaves_room_for_the_outer_headers() {
+        for (underlay, ipv6, expected) in
+            [(1500, false, 1472), (1500, true, 1452), (9000, false, 8972), (65536, false, 65507), (50, true, 68)]
+        {
+            assert_eq!(inner_mtu(underlay, ipv6), expected, "{underlay}");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Where routes come from. A source knows leases and nothing of what is done with them.
+
+pub mod file;
+pub mod resolve;

@@ -1,0 +1,115 @@
+//! A program on a node: its output, its end.
+
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{Node, eventually};
+
+/// How long a program has to end on SIGTERM before SIGKILL.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// A running program. Dropping it ends it: SIGTERM, then SIGKILL after 3 s. If the test is failing, its output is shown.
+pub struct Process {
+    name: String,
+    child: Child,
+    log: File,
+    /// Last, because the program dies with the thread that holds the node.
+    node: Node,
+}
+
+impl Process {
+    /// Sends both outputs of a command to an unnamed file, and gives it no input.
+    pub(crate) fn redirect(command: &mut Command) -> Result<File> {
+        let log = tempfile::tempfile().context("making a file for the output of a program")?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
+        Ok(log)
+    }
+
+    pub(crate) fn new(node: Node, name: String, child: Child, log: File) -> Self {
+        Self { name, child, log, node }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where it runs.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// What it has written so far to its standard output and error.
+    pub fn log(&self) -> String {
+        let mut bytes = vec![0; self.log.metadata().map_or(0, |metadata| metadata.len()) as usize];
+        // Reading at a position leaves alone the offset that the program shares.
+        let len = self.log.read_at(&mut bytes, 0).unwrap_or(0);
+        String::from_utf8_lossy(&bytes[..len]).into_owned()
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// The kernel's, if the process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.child.id() as i32).context("a child has a process id")?;
+        kill_process(pid, signal).with_context(|| format!("signalling {}", self.name))
+    }
+
+    /// Its exit status, if it has ended.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// If it has not after `timeout`; the error shows its output.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        eventually(timeout, || match self.child.try_wait()? {
+            Some(status) => Ok(status),
+            None => bail!("{} is running", self.name),
+        })
+        .with_context(|| format!("its output:\n{}", self.log()))
+    }
+
+    /// Asks it to end with SIGTERM, and kills it if it has not after 3 s.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        if let Some(status) = self.try_wait()? {
+            return Ok(status);
+        }
+        self.signal(Signal::TERM)?;
+        if let Ok(status) = self.wait(GRACE) {
+            return Ok(status);
+        }
+        self.child.kill()?;
+        Ok(self.child.wait()?)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let outcome = self.stop();
+        if std::thread::panicking() {
+            eprintln!("--- {} ended: {outcome:?}; its output:\n{}---", self.name, self.log());
+        }
+    }
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Process({} pid {})", self.name, self.child.id())
+    }
+}

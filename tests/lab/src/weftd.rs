@@ -1,0 +1,119 @@
+//! `weftd` on a node.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{Node, Process, eventually, weftd_binary};
+
+/// How long a daemon has until its control socket is there.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The flags of `weftd`. What is `None`, or empty, is left to its defaults.
+#[derive(Debug, Clone, Default)]
+pub struct WeftdOptions {
+    /// `--tun`: name of the TUN device.
+    pub tun: Option<String>,
+    /// `--bind`: underlay address and port.
+    pub bind: Option<String>,
+    /// `--workers`.
+    pub workers: Option<u32>,
+    /// `--engine`: auto, uring or epoll.
+    pub engine: Option<String>,
+    /// `--opener`: native or simple.
+    pub opener: Option<String>,
+    /// `--mtu`: that of the TUN device, in bytes.
+    pub mtu: Option<u32>,
+    /// `--peer-check`: strict, log or off.
+    pub peer_check: Option<String>,
+    /// `--spin-us`: busy polling before sleeping, in microseconds.
+    pub spin_us: Option<u32>,
+    /// Any further flags, such as `--no-udp-gso`, `--no-udp-gro`, `--no-tun-tso`, `--no-tun-uso`.
+    pub flags: Vec<String>,
+}
+
+impl WeftdOptions {
+    /// A daemon with this TUN device and this underlay address and port.
+    pub fn new(tun: &str, bind: &str) -> Self {
+        Self { tun: Some(tun.into()), bind: Some(bind.into()), ..Self::default() }
+    }
+
+    /// Adds a flag.
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.into());
+        self
+    }
+
+    /// The command line, without the socket.
+    pub fn arguments(&self) -> Vec<String> {
+        let valued = [
+            ("--tun", self.tun.clone()),
+            ("--bind", self.bind.clone()),
+            ("--workers", self.workers.map(|count| count.to_string())),
+            ("--engine", self.engine.clone()),
+            ("--opener", self.opener.clone()),
+            ("--mtu", self.mtu.map(|mtu| mtu.to_string())),
+            ("--peer-check", self.peer_check.clone()),
+            ("--spin-us", self.spin_us.map(|duration| duration.to_string())),
+        ];
+        let valued = valued.into_iter().filter_map(|(flag, value)| Some([flag.to_owned(), value?])).flatten();
+        valued.chain(self.flags.iter().cloned()).collect()
+    }
+}
+
+/// A running `weftd`, ended on drop.
+#[derive(Debug)]
+pub struct Weftd {
+    process: Process,
+    socket: PathBuf,
+}
+
+impl Weftd {
+    /// See [`crate::Lab::weftd`].
+    pub(crate) fn start(node: &Node, directory: &Path, options: WeftdOptions) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let socket = directory.join(format!("weftd-{}-{number}.sock", node.name()));
+        let mut command = Command::new(weftd_binary()?);
+        command.args(options.arguments()).arg("--socket").arg(&socket);
+        let mut process = node.spawn(command)?;
+        let outcome = eventually(START_TIMEOUT, || {
+            if let Some(status) = process.try_wait()? {
+                // No use in waiting on; the outer error tells.
+                return Ok(Some(status));
+            }
+            match socket.metadata() {
+                Ok(metadata) if metadata.file_type().is_socket() => Ok(None),
+                _ => bail!("weftd has no control socket {}", socket.display()),
+            }
+        });
+        match outcome.with_context(|| format!("its output:\n{}", process.log()))? {
+            None => Ok(Self { process, socket }),
+            Some(status) => bail!("weftd ended with {status}; its output:\n{}", process.log()),
+        }
+    }
+
+    /// Path of its control socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// The process, to signal it or wait for it.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
