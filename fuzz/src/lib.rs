@@ -14,4 +14,5 @@ pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("icmp_error", packet::icmp_error),
     ("fragment", packet::fragment),
     ("fib_lookup", fib::fib_lookup),
+    ("proto_decode", proto::proto_decode),
 ];
