@@ -184,7 +184,7 @@ impl Controller {
         let mut signals = SignalDelivery::with_pipe(
             signal_reader,
             std::os::fd::OwnedFd::from(signal_writer),
-            SignalOnly::default(),
+            SignalOnly,
             [SIGHUP, SIGTERM, SIGINT],
         )?;
         poll.registry().register(signals.get_read_mut(), SIGNALS, Interest::READABLE)?;
