@@ -6,3 +6,51 @@ pub const PEERS_MAX: usize = 65_535;
 pub const ROUTES_MAX: usize = 1_000_000;
 /// Workers: one TUN queue each (the kernel allows MAX_TAP_QUEUES = 256; more than cores is useless).
 pub const WORKERS_MAX: usize = 64;
+
+/// Largest inner packet: an IPv4 total length, and what an IPv6 packet without jumbo payload cannot exceed by more than
+/// its header.
+pub const PACKET_LEN_MAX: usize = 65_535;
+/// Largest UDP payload over IPv4: 65,535 - 20 - 8. IPv6 would allow 20 more; one bound for both is simpler.
+pub const UDP_PAYLOAD_MAX: usize = 65_507;
+/// Datagrams per UDP GSO send (UDP_MAX_SEGMENTS is 64 before Linux 6.9, 128 since; receivers coalesce up to 64).
+pub const SEGMENTS_MAX: usize = 64;
+/// Gather entries per UDP send: a header and a payload per datagram.
+pub const SEND_GATHER_MAX: usize = 2 * SEGMENTS_MAX;
+/// Header bytes per UDP send: room for [`SEGMENTS_MAX`] headers of IPv6 + TCP with all options, rounded up.
+pub const SEND_ARENA_LEN: usize = SEGMENTS_MAX * 128;
+/// Packets per coalesced TUN write; more than a UDP GRO buffer holds, so that two buffers of small segments can join.
+pub const WRITE_PACKETS_MAX: usize = 128;
+/// Bytes of a packet that weft itself makes (ICMP errors).
+pub const SCRATCH_LEN: usize = weft_packet::icmp::ERROR_LEN_MAX;
+
+/// Frames for TUN reads per worker: a burst of [`SEGMENTS_MAX`] small packets twice over. A power of two (buffer ring).
+pub const TUN_FRAMES: usize = 128;
+/// Frames for UDP receives per worker: each may hold 64 datagrams. A power of two (buffer ring).
+pub const UDP_FRAMES: usize = 32;
+/// Bytes before the data of a frame: keeps the IP header aligned behind a 10-byte virtio-net header.
+pub const HEADROOM: usize = 64;
+/// Bytes per frame: headroom, the ring's receive header (16 + 28 + 24), one whole packet; whole pages, and an odd number of
+/// them so that frames do not share cache sets.
+pub const FRAME_LEN: usize = 17 * 4096;
+/// UDP sends that may be queued or in flight per worker: a burst of [`TUN_FRAMES`] single packets.
+pub const SEND_OPS: usize = 128;
+/// TUN writes that may be queued or in flight per worker.
+pub const WRITE_OPS: usize = 256;
+/// Peers with an open batch at the same time within one turn; more are sent in smaller batches.
+pub const OPEN_BATCHES_MAX: usize = 8;
+
+/// ICMP errors per second to one source, and its burst (RFC 4443 section 2.4 f names 10 and 10).
+pub const ICMP_PER_SOURCE: u32 = 10;
+/// ICMP errors per second of one weftd, shared evenly among its workers (Linux icmp_msgs_per_sec).
+pub const ICMP_PER_SECOND: u32 = 1000;
+/// Burst of the above (Linux icmp_msgs_burst).
+pub const ICMP_BURST: u32 = 50;
+/// How long a learnt path MTU is trusted before the kernel is asked again, milliseconds.
+pub const PATH_MTU_FRESH_MS: u64 = 1000;
+/// Socket buffers, bytes each way: several hundred GRO buffers; forced beyond rmem_max where permitted.
+pub const SOCKET_BUFFER_LEN: i32 = 8 << 20;
+
+const _: () = assert!(FRAME_LEN >= HEADROOM + 16 + 28 + 24 + PACKET_LEN_MAX);
+const _: () = assert!(TUN_FRAMES.is_power_of_two() && UDP_FRAMES.is_power_of_two());
+const _: () = assert!(SEND_OPS >= TUN_FRAMES && SEND_OPS + WRITE_OPS < u16::MAX as usize);
+const _: () = assert!(TUN_FRAMES + UDP_FRAMES <= u16::MAX as usize);

@@ -84,7 +84,7 @@ pub struct Shared {
     /// One per worker.
     pub workers: Vec<Arc<WorkerView>>,
     /// [`Command`] as u8.
-    pub command: AtomicU8,
+    pub command: Arc<AtomicU8>,
     /// Fixed facts.
     pub facts: Facts,
     /// Wakes all workers from sleep (eventfd writes), so that a command is seen at once.

@@ -22,7 +22,7 @@ fn uniform(generation: u16) -> Fib {
 
 #[test]
 fn readers_see_one_whole_generation_per_pin() {
-    let generations = if cfg!(miri) { 20 } else { 20_000 };
+    let generations = if cfg!(miri) { 20 } else { 5_000 };
     let cell = FibCell::new(uniform(1));
     let done = AtomicBool::new(false);
     thread::scope(|scope| {

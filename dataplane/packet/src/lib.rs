@@ -13,6 +13,7 @@ pub mod gso;
 pub mod icmp;
 pub mod ip;
 pub mod martian;
+mod transport;
 pub mod verdict;
 pub mod vnet;
 

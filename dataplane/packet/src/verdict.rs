@@ -24,7 +24,7 @@ drop_reasons! {
     Empty = "empty", "the datagram carried no bytes";
     TooShort = "too_short", "fewer bytes than an IP header needs";
     BadVersion = "bad_version", "the first nibble is neither 4 nor 6: not an IP packet";
-    BadHeaderLen = "bad_header_len", "IPv4 IHL below 5 or beyond the packet, or an IPv6 extension header chain that does not parse";
+    BadHeaderLen = "bad_header_len", "IPv4 IHL below 5 or beyond the packet, or IPv4 options or IPv6 extension headers that do not parse";
     BadTotalLen = "bad_total_len", "the packet claims more bytes than arrived, or fewer than its header";
     BadChecksum = "bad_checksum", "the IPv4 header checksum is wrong";
     TtlExceeded = "ttl_exceeded", "TTL or hop limit ran out at this hop";

@@ -52,13 +52,54 @@ impl VnetHeader {
 
     /// Parses the first [`VNET_LEN`] bytes of `bytes`; unknown GSO kinds and short input are
     /// [`DropReason::BadVnetHeader`].
+    ///
+    /// So is the ECN bit on anything but TCP. Flags other than NEEDS_CSUM (DATA_VALID, RSC_INFO) are ignored.
+    #[inline]
     pub fn parse(bytes: &[u8]) -> Result<VnetHeader, DropReason> {
-        let _ = bytes;
-        todo!()
+        let header = bytes.first_chunk::<VNET_LEN>().ok_or(DropReason::BadVnetHeader)?;
+        let ecn = header[1] & GSO_ECN != 0;
+        let gso = match header[1] & !GSO_ECN {
+            GSO_NONE if !ecn => GsoKind::None,
+            GSO_TCPV4 => GsoKind::Tcp4,
+            GSO_TCPV6 => GsoKind::Tcp6,
+            GSO_UDP_L4 if !ecn => GsoKind::UdpL4,
+            _ => return Err(DropReason::BadVnetHeader),
+        };
+        Ok(VnetHeader {
+            needs_csum: header[0] & F_NEEDS_CSUM != 0,
+            gso,
+            ecn,
+            hdr_len: u16::from_ne_bytes([header[2], header[3]]),
+            gso_size: u16::from_ne_bytes([header[4], header[5]]),
+            csum_start: u16::from_ne_bytes([header[6], header[7]]),
+            csum_offset: u16::from_ne_bytes([header[8], header[9]]),
+        })
     }
 
     /// The header as bytes; unused bits and fields are zero.
+    #[inline]
     pub fn emit(&self) -> [u8; VNET_LEN] {
-        todo!()
+        let kind = match self.gso {
+            GsoKind::None => GSO_NONE,
+            GsoKind::Tcp4 => GSO_TCPV4,
+            GsoKind::Tcp6 => GSO_TCPV6,
+            GsoKind::UdpL4 => GSO_UDP_L4,
+        };
+        let mut header = [0; VNET_LEN];
+        header[0] = if self.needs_csum { F_NEEDS_CSUM } else { 0 };
+        header[1] = if self.ecn { kind | GSO_ECN } else { kind };
+        [header[2], header[3]] = self.hdr_len.to_ne_bytes();
+        [header[4], header[5]] = self.gso_size.to_ne_bytes();
+        [header[6], header[7]] = self.csum_start.to_ne_bytes();
+        [header[8], header[9]] = self.csum_offset.to_ne_bytes();
+        header
     }
 }
+
+// include/uapi/linux/virtio_net.h, Linux 6.18: VIRTIO_NET_HDR_F_NEEDS_CSUM and VIRTIO_NET_HDR_GSO_*.
+const F_NEEDS_CSUM: u8 = 1;
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+const GSO_ECN: u8 = 0x80;

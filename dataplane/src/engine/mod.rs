@@ -1,0 +1,55 @@
+//! Engines: how a worker reaches the kernel. `uring` by default, `epoll` where io_uring is disabled; both pass the same
+//! tests. An engine knows nothing of IP, routes or peers: it moves frames and executes queued operations.
+
+mod bufring;
+pub mod epoll;
+pub mod uring;
+
+use crate::io::Io;
+use std::io as stdio;
+use std::os::fd::BorrowedFd;
+
+/// What a turn does when nothing is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Returns at once.
+    No,
+    /// Sleeps until a packet, a completion or a wake-up arrives.
+    Sleep,
+}
+
+/// The descriptors a worker's engine works on. All non-blocking; they outlive the engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptors<'a> {
+    /// The TUN queue.
+    pub tun: BorrowedFd<'a>,
+    /// The UDP socket.
+    pub udp: BorrowedFd<'a>,
+    /// An eventfd: readable when somebody wants the worker to look at its command.
+    pub wake: BorrowedFd<'a>,
+    /// Longest UDP payload to receive, bytes; a longer datagram arrives truncated and marked so.
+    pub receive_len_max: usize,
+}
+
+/// One worker's access to the kernel.
+pub trait Engine {
+    /// Executes everything queued in `io`, delivers what is ready to `io.tun_rx` and `io.udp_rx` in the order the kernel gave
+    /// it, reports refused operations as failed, and frees the slots of finished ones. Sends go out in the order they were
+    /// queued, and so do writes. Sleeps only if asked to and if there was nothing to do.
+    ///
+    /// An error means that the queue pair is unusable (the TUN was deleted, the ring broke).
+    fn turn(&mut self, io: &mut Io, wait: Wait) -> stdio::Result<()>;
+
+    /// Stops reading from TUN and receiving from the socket. What the kernel had already delivered still comes out of later
+    /// turns.
+    fn stop_receiving(&mut self);
+
+    /// Whether the kernel still holds operations or deliveries of this engine.
+    fn in_flight(&self) -> bool;
+
+    /// System calls made so far.
+    fn syscalls(&self) -> u64;
+
+    /// How often the kernel had data but no free frame, since the last call.
+    fn take_overflows(&mut self) -> u64;
+}

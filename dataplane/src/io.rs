@@ -1,0 +1,329 @@
+//! What passes between a worker and its engine: received frames one way, queued sends and writes the other.
+//!
+//! Operations live in fixed slots. A slot is free, being filled by the worker, queued, or with the engine; the engine gives
+//! it back by [`Io::sent`] / [`Io::written`], or as failed for the worker to deal with. All pointers in a slot lead into
+//! frames that the slot holds (see [`crate::pool`]) or into the slot's own boxed arenas, so they stay valid until it is freed.
+
+use crate::limits::*;
+use crate::pool::{FrameId, Pool};
+use crate::sys::msg::{Control, Gather, Name};
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+use weft_fib::PeerId;
+use weft_packet::vnet::VNET_LEN;
+
+/// One read from TUN: `data` holds the virtio-net header, if the queue has one, and the packet.
+#[derive(Clone, Debug)]
+pub struct TunRx {
+    /// Where.
+    pub frame: FrameId,
+    /// Which bytes of the frame.
+    pub data: Range<usize>,
+}
+
+/// One receive from the UDP socket: one datagram, or several of `stride` bytes behind each other.
+#[derive(Clone, Debug)]
+pub struct UdpRx {
+    /// Where.
+    pub frame: FrameId,
+    /// Which bytes of the frame.
+    pub data: Range<usize>,
+    /// Length of every datagram but the last.
+    pub stride: usize,
+    /// Outer source; `None` if the kernel gave no IP address.
+    pub source: Option<SocketAddr>,
+    /// The datagram did not fit into the frame.
+    pub truncated: bool,
+}
+
+/// One UDP send: datagrams of equal length (the last may be shorter) to one peer.
+#[derive(Debug)]
+pub struct SendOp {
+    /// To whom, for the counters.
+    pub peer: PeerId,
+    /// Destination in the kernel's form.
+    pub name: Name,
+    /// Its length.
+    pub name_len: libc::socklen_t,
+    /// Length of every datagram but the last.
+    pub segment_len: usize,
+    /// All bytes.
+    pub bytes: usize,
+    /// The gather list: one or two entries a datagram.
+    pub gather: Gather,
+    /// Where each datagram's entries end in the gather list.
+    pub ends: Vec<u16>,
+    /// UDP_SEGMENT message, valid when there is more than one datagram.
+    pub control: Control,
+    arena: Box<[u8; SEND_ARENA_LEN]>,
+    arena_used: usize,
+    frames: Vec<FrameId>,
+}
+
+impl SendOp {
+    fn new() -> SendOp {
+        SendOp {
+            peer: PeerId(0),
+            name: Name::empty(),
+            name_len: 0,
+            segment_len: 0,
+            bytes: 0,
+            gather: Gather::with_capacity(SEND_GATHER_MAX),
+            ends: Vec::with_capacity(SEGMENTS_MAX),
+            control: Control::empty(),
+            arena: Box::new([0; SEND_ARENA_LEN]),
+            arena_used: 0,
+            // One frame per datagram at most, plus the frame each split spans.
+            frames: Vec::with_capacity(SEGMENTS_MAX + 1),
+        }
+    }
+
+    /// Datagrams in the batch.
+    #[inline]
+    pub fn count(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Gather entries of datagram `index`.
+    pub fn entries(&self, index: usize) -> Range<usize> {
+        let start = if index == 0 { 0 } else { usize::from(self.ends[index - 1]) };
+        start..usize::from(self.ends[index])
+    }
+
+    /// Whether a datagram of `len` bytes with `header_len` bytes of fresh header may join.
+    #[inline]
+    pub fn fits(&self, len: usize, header_len: usize) -> bool {
+        let closed = self.bytes != self.segment_len * self.count();
+        let fits_segment = len <= self.segment_len && !closed;
+        let fits_send = self.count() < SEGMENTS_MAX && self.bytes + len <= UDP_PAYLOAD_MAX;
+        let fits_memory = self.gather.room() >= 2 && self.arena_used + header_len <= SEND_ARENA_LEN;
+        fits_segment && fits_send && fits_memory
+    }
+
+    /// Starts the batch.
+    #[inline]
+    pub fn open(&mut self, peer: PeerId, name: Name, name_len: libc::socklen_t, segment_len: usize) {
+        debug_assert!(self.gather.is_empty() && self.frames.is_empty());
+        self.peer = peer;
+        self.name = name;
+        self.name_len = name_len;
+        self.segment_len = segment_len;
+    }
+
+    /// Reserves `len` fresh header bytes as the next gather entry, to be filled in.
+    #[inline]
+    pub fn header(&mut self, len: usize) -> &mut [u8] {
+        let start = self.arena_used;
+        self.arena_used += len;
+        self.bytes += len;
+        let header = &mut self.arena[start..start + len];
+        self.gather.push(header);
+        header
+    }
+
+    /// Adds bytes of a held frame as the next gather entry.
+    #[inline]
+    pub fn payload(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len();
+        if !bytes.is_empty() {
+            self.gather.push(bytes);
+        }
+    }
+
+    /// Ends a datagram: whatever was added since the last end is one.
+    #[inline]
+    pub fn end_datagram(&mut self) {
+        self.ends.push(self.gather.len() as u16);
+    }
+
+    /// Copies datagram `index` into `out` (at least as long); its length.
+    #[allow(unsafe_code)]
+    pub fn copy_datagram(&self, index: usize, out: &mut [u8]) -> usize {
+        // SAFETY: the gather list points into this slot's boxed arena and into frames that the slot holds; see the module.
+        unsafe { self.gather.copy_out(self.entries(index), out) }
+    }
+
+    /// Remembers a frame that the gather list points into.
+    #[inline]
+    pub fn holds(&mut self, frame: FrameId, pool: &mut Pool) {
+        if self.frames.last() != Some(&frame) {
+            pool.hold(frame);
+            self.frames.push(frame);
+        }
+    }
+}
+
+/// One TUN write: a packet, or a chain of coalesced ones.
+#[derive(Debug)]
+pub struct WriteOp {
+    /// The gather list: virtio-net header, head packet, further payloads.
+    pub gather: Gather,
+    /// All inner bytes, without the virtio-net header.
+    pub bytes: usize,
+    /// The packets behind the chain as received: frame and bytes; empty for a packet of our own making.
+    pub packets: Vec<(FrameId, Range<u32>)>,
+    /// The head's header as received, for writing the packets again singly.
+    pub head: [u8; weft_packet::gro::HEADER_LEN_MAX],
+    /// Bytes of `head` in use; 0: the head was not rewritten.
+    pub head_len: usize,
+    /// The virtio-net header. Boxed: the gather list points to it.
+    pub vnet: Box<[u8; VNET_LEN]>,
+    /// A packet of our own making. Boxed: the gather list points to it.
+    pub scratch: Box<[u8; SCRATCH_LEN]>,
+}
+
+impl WriteOp {
+    fn new() -> WriteOp {
+        WriteOp {
+            gather: Gather::with_capacity(WRITE_PACKETS_MAX + 1),
+            bytes: 0,
+            packets: Vec::with_capacity(WRITE_PACKETS_MAX),
+            head: [0; weft_packet::gro::HEADER_LEN_MAX],
+            head_len: 0,
+            vnet: Box::new([0; VNET_LEN]),
+            scratch: Box::new([0; SCRATCH_LEN]),
+        }
+    }
+}
+
+/// Slots of one kind of operation.
+#[derive(Debug)]
+pub struct Slots<T> {
+    slots: Vec<T>,
+    free: Vec<u16>,
+    queued: VecDeque<u16>,
+}
+
+impl<T> Slots<T> {
+    fn new(count: usize, new: impl FnMut() -> T) -> Slots<T> {
+        Slots {
+            slots: std::iter::repeat_with(new).take(count).collect(),
+            free: (0..count as u16).rev().collect(),
+            queued: VecDeque::with_capacity(count),
+        }
+    }
+    /// A free slot to fill.
+    #[inline]
+    pub fn take(&mut self) -> Option<u16> {
+        self.free.pop()
+    }
+    /// Free slots.
+    #[inline]
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+    /// Slots that are not free: being filled, queued or with the engine.
+    pub fn busy(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+    /// Hands a filled slot to the engine, behind all others.
+    #[inline]
+    pub fn queue(&mut self, slot: u16) {
+        self.queued.push_back(slot);
+    }
+    /// Puts a slot that the kernel did not take back at the front.
+    pub fn requeue(&mut self, slot: u16) {
+        self.queued.push_front(slot);
+    }
+    /// The next queued slot, for the engine.
+    #[inline]
+    pub fn next(&mut self) -> Option<u16> {
+        self.queued.pop_front()
+    }
+    /// Whether nothing is queued.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.queued.is_empty()
+    }
+    /// Queued slots.
+    pub fn queued(&self) -> usize {
+        self.queued.len()
+    }
+    /// The first `count` queued slots, in order.
+    pub fn peek(&self, count: usize) -> impl Iterator<Item = u16> {
+        self.queued.iter().take(count).copied()
+    }
+}
+
+impl<T> std::ops::Index<u16> for Slots<T> {
+    type Output = T;
+    #[inline]
+    fn index(&self, slot: u16) -> &T {
+        &self.slots[usize::from(slot)]
+    }
+}
+
+impl<T> std::ops::IndexMut<u16> for Slots<T> {
+    #[inline]
+    fn index_mut(&mut self, slot: u16) -> &mut T {
+        &mut self.slots[usize::from(slot)]
+    }
+}
+
+/// Frames, received and queued work of one worker.
+#[derive(Debug)]
+pub struct Io {
+    /// UDP sends.
+    pub sends: Slots<SendOp>,
+    /// TUN writes.
+    pub writes: Slots<WriteOp>,
+    /// Reads that the worker has not looked at.
+    pub tun_rx: VecDeque<TunRx>,
+    /// Receives that the worker has not looked at.
+    pub udp_rx: VecDeque<UdpRx>,
+    /// Sends that the kernel refused, with the error.
+    pub failed_sends: VecDeque<(u16, io::Error)>,
+    /// Writes that the kernel refused, with the error.
+    pub failed_writes: VecDeque<(u16, io::Error)>,
+    /// Packet memory. Declared last: dropped after the slots that point into it.
+    pub pool: Pool,
+}
+
+impl Io {
+    /// Allocates everything.
+    pub fn new() -> io::Result<Io> {
+        Ok(Io {
+            sends: Slots::new(SEND_OPS, SendOp::new),
+            writes: Slots::new(WRITE_OPS, WriteOp::new),
+            tun_rx: VecDeque::with_capacity(TUN_FRAMES),
+            udp_rx: VecDeque::with_capacity(UDP_FRAMES),
+            failed_sends: VecDeque::with_capacity(SEND_OPS),
+            failed_writes: VecDeque::with_capacity(WRITE_OPS),
+            pool: Pool::new()?,
+        })
+    }
+
+    /// A send is over: its frames lose a holder and the slot is free.
+    #[inline]
+    pub fn sent(&mut self, slot: u16) {
+        let op = &mut self.sends[slot];
+        op.gather.clear();
+        op.ends.clear();
+        op.bytes = 0;
+        op.arena_used = 0;
+        for frame in op.frames.drain(..) {
+            self.pool.release(frame);
+        }
+        self.sends.free.push(slot);
+    }
+
+    /// A write is over: its frames lose a holder and the slot is free.
+    #[inline]
+    pub fn written(&mut self, slot: u16) {
+        let op = &mut self.writes[slot];
+        op.gather.clear();
+        op.bytes = 0;
+        op.head_len = 0;
+        for (frame, _) in op.packets.drain(..) {
+            self.pool.release(frame);
+        }
+        self.writes.free.push(slot);
+    }
+
+    /// Whether the worker has received work to do.
+    pub fn has_received(&self) -> bool {
+        !self.tun_rx.is_empty() || !self.udp_rx.is_empty()
+    }
+}

@@ -1,0 +1,84 @@
+//! Collects datagrams into UDP sends. Datagrams for one peer join as long as they are of one length, the last possibly
+//! shorter, whatever inner flow or super-packet they come from; the order of datagrams for one peer is kept.
+
+use crate::io::{Io, SendOp};
+use crate::limits::OPEN_BATCHES_MAX;
+use crate::stats::{WorkerStats, bucket};
+use crate::sys::msg::{Control, Name};
+use weft_fib::PeerId;
+
+/// Where a batch goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Destination {
+    /// Peer, for the counters.
+    pub peer: PeerId,
+    /// Its address in the kernel's form.
+    pub name: Name,
+    /// Length of that.
+    pub name_len: libc::socklen_t,
+}
+
+/// The batches that may still grow, one per peer, oldest first.
+#[derive(Debug)]
+pub struct Batcher {
+    open: Vec<u16>,
+    /// Datagrams may share a send (UDP GSO).
+    pub gso: bool,
+}
+
+impl Batcher {
+    /// Nothing open.
+    pub fn new(gso: bool) -> Batcher {
+        Batcher { open: Vec::with_capacity(OPEN_BATCHES_MAX), gso }
+    }
+
+    /// The send that the next datagram of `len` bytes for `to` belongs to, `header_len` of them freshly made; `None` when all
+    /// sends are in use: flush, let the engine turn, try again.
+    #[inline]
+    pub fn slot(&mut self, io: &mut Io, stats: &WorkerStats, to: &Destination, len: usize, header_len: usize) -> Option<u16> {
+        if let Some(position) = self.open.iter().position(|slot| io.sends[*slot].peer == to.peer) {
+            let slot = self.open[position];
+            if self.gso && io.sends[slot].fits(len, header_len) {
+                return Some(slot);
+            }
+            self.open.remove(position);
+            queue(io, stats, slot);
+        }
+        if self.open.len() == OPEN_BATCHES_MAX {
+            let oldest = self.open.remove(0);
+            queue(io, stats, oldest);
+        }
+        let slot = io.sends.take()?;
+        io.sends[slot].open(to.peer, to.name, to.name_len, len);
+        self.open.push(slot);
+        Some(slot)
+    }
+
+    /// Queues everything that is open.
+    #[inline]
+    pub fn flush(&mut self, io: &mut Io, stats: &WorkerStats) {
+        for slot in self.open.drain(..) {
+            queue(io, stats, slot);
+        }
+    }
+}
+
+#[inline]
+fn queue(io: &mut Io, stats: &WorkerStats, slot: u16) {
+    let op = &mut io.sends[slot];
+    if op.count() > 1 {
+        op.control = Control::udp_segment(op.segment_len as u16);
+    }
+    count(stats, op);
+    io.sends.queue(slot);
+}
+
+fn count(stats: &WorkerStats, op: &SendOp) {
+    stats.counters.encap_batches.add(1);
+    stats.counters.encap_packets.add(op.count() as u64);
+    stats.counters.encap_bytes.add(op.bytes as u64);
+    stats.send_segments[bucket(op.count())].add(1);
+    let peer = stats.peer(op.peer);
+    peer.tx_packets.add(op.count() as u64);
+    peer.tx_bytes.add(op.bytes as u64);
+}

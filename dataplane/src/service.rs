@@ -1,0 +1,260 @@
+//! weftd from flags to forwarding: open everything, start the workers, serve the control socket until the end.
+//!
+//! Nothing that another process could see is changed before everything that can be refused was asked for.
+
+use crate::config::{Config, EngineChoice};
+use crate::engine::epoll::Epoll;
+use crate::engine::uring::{self, Uring};
+use crate::engine::{Descriptors, Engine};
+use crate::holder;
+use crate::limits::FRAME_LEN;
+use crate::server::{self, ListenError, Listener, ServeError, SetLogLevel, WorkerGuard, watch};
+use crate::shared::{Command, Facts, Offloads, Shared, WorkerView};
+use crate::sys::dev;
+use crate::tun::{self, Opener, TunCaps, TunDevice, TunError, Wanted};
+use crate::underlay::{self, UdpCaps, UdpSocket, UnderlayError};
+use crate::worker::{Settings, Worker};
+use rustix::event::{EventfdFlags, eventfd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::Duration;
+use tracing::{info, warn};
+use weft_fib::{Fib, FibCell};
+
+/// Room above the MTU for a datagram received without UDP GRO: a peer's MTU may differ a little.
+const RECEIVE_SLACK: usize = 576;
+
+/// Why weftd could not start or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The TUN device.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// The UDP sockets.
+    #[error(transparent)]
+    Underlay(#[from] UnderlayError),
+    /// The control socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The requested engine.
+    #[error("--engine uring: {0}; use --engine auto or epoll")]
+    Engine(String),
+    /// A resource of the process.
+    #[error("cannot {what}: {error}")]
+    Resource {
+        /// What was needed.
+        what: &'static str,
+        /// Kernel's answer.
+        error: io::Error,
+    },
+    /// The control server, or a worker that broke.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+fn resource(what: &'static str) -> impl Fn(io::Error) -> ServiceError {
+    move |error| ServiceError::Resource { what, error }
+}
+
+/// One worker's descriptors.
+struct QueuePair {
+    tun: OwnedFd,
+    udp: UdpSocket,
+    wake: Arc<OwnedFd>,
+}
+
+/// Runs until drained. Ready to be told routes, and forwarding, once the control socket answers.
+pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), ServiceError> {
+    let (engine, engine_note) = choose_engine(config.engine)?;
+    let count = config.worker_count();
+    let device = open_tun(config, count)?;
+    let wanted = UdpCaps { gso: !config.no_udp_gso, gro: !config.no_udp_gro };
+    let sockets = underlay::open(config.bind, count, wanted)?;
+    let listener = Listener::bind(&config.socket)?;
+    if let Some(mtu) = config.mtu {
+        dev::set_mtu(&device.name, mtu.into()).map_err(resource("set the TUN's MTU"))?;
+    }
+    let mtu = dev::mtu(&device.name).map_err(resource("read the TUN's MTU"))? as u16;
+    accept_own_address(&device.name);
+
+    let facts = Facts {
+        tun_name: device.name.clone(),
+        tun_ifindex: device.index,
+        bind: sockets[0].local,
+        engine: engine.name(),
+        engine_note,
+        opener: config.opener.name(),
+        mtu,
+        peer_check: config.peer_check,
+        spin_us: config.spin_us,
+    };
+    log_start(&facts, count, device.caps, sockets[0].caps);
+
+    let fib = FibCell::new(Fib::empty());
+    let command = Arc::new(AtomicU8::new(Command::Run as u8));
+    let settings = Settings {
+        tun_name: device.name.clone(),
+        workers: count,
+        peer_check: config.peer_check,
+        spin: Duration::from_micros(config.spin_us.into()),
+    };
+    let (reporter, ends) = watch().map_err(resource("make an eventfd"))?;
+    let mut workers = Vec::with_capacity(count);
+    let mut wakes = Vec::with_capacity(count);
+    for (index, (tun, udp)) in device.queues.into_iter().zip(sockets).enumerate() {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let wake = Arc::new(eventfd(0, flags).map_err(|e| resource("make an eventfd")(e.into()))?);
+        let view = Arc::new(WorkerView { offloads: offloads(device.caps, udp.caps), ..WorkerView::default() });
+        wakes.push(wake.clone());
+        workers.push(view.clone());
+        let thread = WorkerThread {
+            pair: QueuePair { tun, udp, wake },
+            view,
+            command: command.clone(),
+            settings: settings.clone(),
+            fib: fib.clone(),
+            receive_len_max: usize::from(mtu) + RECEIVE_SLACK,
+        };
+        let guard = reporter.guard(index as u16);
+        thread::Builder::new()
+            .name(format!("weft-worker-{index}"))
+            .spawn(move || thread.run(engine, guard))
+            .map_err(resource("start a worker thread"))?;
+    }
+    let wake = move || {
+        for wake in &wakes {
+            // A full eventfd counter (EAGAIN) wakes as well.
+            let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
+        }
+    };
+    let shared = Shared { fib, workers, command, facts, wake: Box::new(wake) };
+    server::run(Arc::new(shared), listener, ends, set_log_level)?;
+    Ok(())
+}
+
+/// The engine that really runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EngineKind {
+    Uring,
+    Epoll,
+}
+
+impl EngineKind {
+    fn name(self) -> &'static str {
+        match self {
+            EngineKind::Uring => "uring",
+            EngineKind::Epoll => "epoll",
+        }
+    }
+}
+
+/// The engine to run, and why it is not the default.
+fn choose_engine(choice: EngineChoice) -> Result<(EngineKind, Option<String>), ServiceError> {
+    if choice == EngineChoice::Epoll {
+        return Ok((EngineKind::Epoll, Some("asked for with --engine epoll".to_owned())));
+    }
+    // On a thread of its own: a ring belongs to the thread that made it.
+    let probe = thread::spawn(uring::probe).join().unwrap_or_else(|_| Err("the probe failed".to_owned()));
+    match probe {
+        Ok(()) => Ok((EngineKind::Uring, None)),
+        Err(reason) if choice == EngineChoice::Uring => Err(ServiceError::Engine(reason)),
+        Err(reason) => {
+            warn!("the epoll engine takes over: {reason}");
+            Ok((EngineKind::Epoll, Some(reason)))
+        }
+    }
+}
+
+fn open_tun(config: &Config, count: usize) -> Result<TunDevice, ServiceError> {
+    // A multi-queue TUN would let a second weftd attach and take a share of the packets.
+    if let Some(holder) = holder::of_tun(&config.tun) {
+        return Err(TunError::InUse { name: config.tun.clone(), holder: holder.to_string() }.into());
+    }
+    match config.opener {
+        Opener::Native => {
+            let wanted = Wanted { tso: !config.no_tun_tso, uso: !config.no_tun_uso };
+            Ok(tun::open_native(&config.tun, count, wanted)?)
+        }
+        Opener::Simple if config.workers.is_some_and(|workers| workers > 1) => Err(TunError::OneQueue.into()),
+        Opener::Simple => Ok(tun::open_simple(&config.tun)?),
+    }
+}
+
+/// ICMP errors carry the TUN's own address and come in through the TUN; Linux takes those for martians unless told otherwise.
+/// The strict peer check keeps peers from using that address.
+fn accept_own_address(tun: &str) {
+    let path = format!("/proc/sys/net/ipv4/conf/{tun}/accept_local");
+    if let Err(error) = std::fs::write(&path, "1") {
+        warn!("{path}: {error}; set it to 1, or local senders will not see ICMP errors from the tunnel");
+    }
+}
+
+fn offloads(tun: TunCaps, udp: UdpCaps) -> Offloads {
+    let offloads = Offloads::default();
+    offloads.tun_vnet.store(tun.vnet, Relaxed);
+    offloads.tun_tso.store(tun.tso, Relaxed);
+    offloads.tun_uso.store(tun.uso, Relaxed);
+    offloads.udp_gso.store(udp.gso, Relaxed);
+    offloads.udp_gro.store(udp.gro, Relaxed);
+    offloads
+}
+
+fn log_start(facts: &Facts, workers: usize, tun: TunCaps, udp: UdpCaps) {
+    let on = [(tun.tso, "tun-tso"), (tun.uso, "tun-uso"), (udp.gso, "udp-gso"), (udp.gro, "udp-gro")]
+        .into_iter()
+        .filter_map(|(on, name)| on.then_some(name))
+        .collect::<Vec<_>>();
+    info!(
+        "{} on udp {}: engine {}, opener {}, {workers} worker(s), mtu {}, offloads {}",
+        facts.tun_name,
+        facts.bind,
+        facts.engine,
+        facts.opener,
+        facts.mtu,
+        if on.is_empty() { "none".to_owned() } else { on.join(" ") },
+    );
+}
+
+struct WorkerThread {
+    pair: QueuePair,
+    view: Arc<WorkerView>,
+    command: Arc<AtomicU8>,
+    settings: Settings,
+    fib: Arc<FibCell>,
+    receive_len_max: usize,
+}
+
+impl WorkerThread {
+    fn run(self, engine: EngineKind, guard: WorkerGuard) {
+        let gro = self.pair.udp.caps.gro;
+        let descriptors = Descriptors {
+            tun: self.pair.tun.as_fd(),
+            udp: self.pair.udp.as_fd(),
+            wake: self.pair.wake.as_fd(),
+            // A GRO buffer is up to 64 KiB; a single datagram is not much longer than the MTU.
+            receive_len_max: if gro { FRAME_LEN } else { self.receive_len_max },
+        };
+        let result = match engine {
+            EngineKind::Uring => Uring::new(descriptors).and_then(|engine| self.forward(engine)),
+            EngineKind::Epoll => Epoll::new(descriptors).and_then(|engine| self.forward(engine)),
+        };
+        guard.ended(result.map_err(|error| self.explain(&error)));
+    }
+
+    fn forward(&self, engine: impl Engine) -> io::Result<()> {
+        let QueuePair { tun, udp, .. } = &self.pair;
+        Worker::new(engine, tun.as_fd(), udp, self.view.clone(), self.command.clone(), self.settings.clone())?
+            .run(&self.fib.reader())
+    }
+
+    fn explain(&self, error: &io::Error) -> String {
+        match error.raw_os_error() {
+            Some(libc::EBADFD) => format!("TUN {} was deleted", self.settings.tun_name),
+            _ => error.to_string(),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The UDP side: open sockets, probe what they can do, ask the kernel for path MTUs. With `tun`, the only place that sets
+//! options. Opening is one step apart from using, so that sockets can be handed over.
+
+use crate::limits::SOCKET_BUFFER_LEN;
+use crate::sys::msg::{self, Name};
+use crate::sys::sockopt;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, getsockname, ipproto, socket_with, sockopt as net};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What one socket can do; the person may have switched some off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct UdpCaps {
+    /// One send, many datagrams (UDP_SEGMENT, Linux 4.18).
+    pub gso: bool,
+    /// One receive, many datagrams (UDP_GRO, Linux 5.0).
+    pub gro: bool,
+}
+
+/// A worker's socket.
+#[derive(Debug)]
+pub struct UdpSocket {
+    fd: OwnedFd,
+    /// AF_INET6 sockets name IPv4 peers as ::ffff:a.b.c.d.
+    mapped: bool,
+    /// What it can do.
+    pub caps: UdpCaps,
+    /// Where it is bound.
+    pub local: SocketAddr,
+}
+
+/// Why no socket could be had; the message carries the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum UnderlayError {
+    /// Somebody else is bound there.
+    #[error("UDP {addr} is in use by {holder}; stop it, or choose another port with --bind")]
+    InUse {
+        /// Wanted address.
+        addr: SocketAddr,
+        /// Process, by name and pid.
+        holder: String,
+    },
+    /// bind(2).
+    #[error("cannot bind UDP {addr}: {error}{}", bind_help(.error))]
+    Bind {
+        /// Wanted address.
+        addr: SocketAddr,
+        /// Kernel's answer.
+        error: io::Error,
+    },
+    /// An option that forwarding relies on.
+    #[error("cannot set {what} on the UDP socket: {error}")]
+    Option {
+        /// Which.
+        what: &'static str,
+        /// Kernel's answer.
+        error: io::Error,
+    },
+}
+
+fn bind_help(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) => "; no interface of this host has that address",
+        Some(libc::EACCES) => "; a port below 1024 needs CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
+}
+
+/// Opens `count` sockets on `addr`. Several share the port by SO_REUSEPORT; whether a stranger holds it is found out first
+/// by binding without, because with that option a second weftd would silently take half of the traffic.
+pub fn open(addr: SocketAddr, count: usize, wanted: UdpCaps) -> Result<Vec<UdpSocket>, UnderlayError> {
+    if count == 1 {
+        return Ok(vec![open_one(addr, false, wanted)?]);
+    }
+    let probe = open_one(addr, false, wanted)?;
+    // With port 0 the group must share what the kernel chose for the first.
+    let addr = probe.local;
+    drop(probe);
+    (0..count).map(|_| open_one(addr, true, wanted)).collect()
+}
+
+fn open_one(addr: SocketAddr, share: bool, wanted: UdpCaps) -> Result<UdpSocket, UnderlayError> {
+    let option = |what| move |error: rustix::io::Errno| UnderlayError::Option { what, error: error.into() };
+    let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(ipproto::UDP))
+        .map_err(|error| UnderlayError::Bind { addr, error: error.into() })?;
+    if addr.is_ipv6() {
+        net::set_ipv6_v6only(&fd, false).map_err(option("IPV6_V6ONLY off"))?;
+    }
+    if share {
+        net::set_socket_reuseport(&fd, true).map_err(option("SO_REUSEPORT"))?;
+    }
+    bind(&fd, &addr).map_err(|error| match error {
+        rustix::io::Errno::ADDRINUSE => {
+            UnderlayError::InUse { addr, holder: crate::holder::of_udp_port(addr.port()).to_string() }
+        }
+        error => UnderlayError::Bind { addr, error: error.into() },
+    })?;
+    adopt(fd, wanted)
+}
+
+/// Prepares a bound UDP socket, opened here or handed over by another process.
+pub fn adopt(fd: OwnedFd, wanted: UdpCaps) -> Result<UdpSocket, UnderlayError> {
+    let option = |what| move |error: io::Error| UnderlayError::Option { what, error };
+    let local = getsockname(&fd)
+        .and_then(SocketAddr::try_from)
+        .map_err(|error| UnderlayError::Option { what: "nothing (its address cannot be read)", error: error.into() })?;
+    let socket = fd.as_fd();
+    // Beyond the system's limit where permitted, up to it otherwise.
+    for (force, plain) in [(sockopt::RCVBUFFORCE, sockopt::RCVBUF), (sockopt::SNDBUFFORCE, sockopt::SNDBUF)] {
+        if sockopt::set(socket, force, SOCKET_BUFFER_LEN).is_err() {
+            let _ = sockopt::set(socket, plain, SOCKET_BUFFER_LEN);
+        }
+    }
+    // DF on every datagram: an outer fragment would cost the peer reassembly and hide the path MTU (RFC 4459).
+    if local.is_ipv4() || local.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        sockopt::set(socket, sockopt::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO).map_err(option("IP_MTU_DISCOVER"))?;
+    }
+    if local.is_ipv6() {
+        sockopt::set(socket, sockopt::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)
+            .map_err(option("IPV6_MTU_DISCOVER"))?;
+    }
+    let caps = UdpCaps {
+        gso: wanted.gso && sockopt::get(socket, sockopt::UDP_SEGMENT).is_ok(),
+        gro: wanted.gro && sockopt::set(socket, sockopt::UDP_GRO, 1).is_ok(),
+    };
+    Ok(UdpSocket { mapped: local.is_ipv6(), caps, local, fd })
+}
+
+impl UdpSocket {
+    /// A destination in the form that this socket sends to.
+    pub fn name(&self, addr: SocketAddr) -> (Name, libc::socklen_t) {
+        Name::new(addr, self.mapped)
+    }
+
+    /// Sends one datagram at once, outside of the engine: for the rare packets that a batch cannot carry.
+    pub fn send_now(&self, bytes: &[u8], addr: SocketAddr) -> io::Result<()> {
+        let (name, len) = self.name(addr);
+        msg::send_to(self.fd.as_fd(), bytes, &name, len).map(drop)
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Bytes of outer headers before an inner packet: IP and UDP.
+pub fn overhead(peer: SocketAddr) -> u16 {
+    if peer.ip().to_canonical().is_ipv4() { 28 } else { 48 }
+}
+
+/// The path MTU to `peer` as the kernel knows it from interface, route and received ICMP errors (IP_MTU of a connected
+/// socket), bytes of outer IP packet.
+pub fn path_mtu(peer: SocketAddr) -> io::Result<u16> {
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let (family, any, option) = match peer {
+        SocketAddr::V4(_) => (AddressFamily::INET, IpAddr::V4(Ipv4Addr::UNSPECIFIED), sockopt::IP_MTU),
+        SocketAddr::V6(_) => (AddressFamily::INET6, IpAddr::V6(Ipv6Addr::UNSPECIFIED), sockopt::IPV6_MTU),
+    };
+    let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(ipproto::UDP))?;
+    bind(&socket, &SocketAddr::new(any, 0))?;
+    connect(&socket, &peer)?;
+    Ok(sockopt::get(socket.as_fd(), option)?.clamp(68, 65_535) as u16)
+}
