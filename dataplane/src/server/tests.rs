@@ -9,7 +9,7 @@ use crate::shared::{Facts, PeerCheck, WorkerView};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use weft_control::client::Client;
+use weft_client::Client;
 use weft_fib::{Fib, FibCell};
 use weft_proto::{PeerSpec, RouteSet, RouteSpec};
 
@@ -34,7 +34,7 @@ impl Running {
         let shared = Arc::new(Shared {
             fib: FibCell::new(Fib::empty()),
             workers: (0..workers).map(|_| Arc::new(WorkerView::default())).collect(),
-            command: AtomicU8::new(0),
+            command: Arc::new(AtomicU8::new(0)),
             facts: Facts {
                 tun_name: "flannel0".into(),
                 tun_ifindex: 7,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use weft_control::client::Client;
+use weft_client::Client;
 
 use crate::{Node, Process, eventually, weftd_binary};
 

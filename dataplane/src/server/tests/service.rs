@@ -2,7 +2,7 @@
 
 use super::*;
 use std::net::IpAddr;
-use weft_control::client::{ClientError, Events};
+use weft_client::{ClientError, Events};
 use weft_packet::DropReason;
 use weft_proto::{Delta, Event, LogLevel, RefusalCode};
 

@@ -17,6 +17,7 @@
 //! [`Events`] reports what changes, as a file descriptor for an event loop.
 //!
 //! Message layouts: `include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour}.h`, Linux 6.18; RFC 3549.
+#![forbid(unsafe_code)]
 
 mod address;
 mod error;
