@@ -6,5 +6,8 @@ pub mod fib;
 pub mod packet;
 pub mod proto;
 
-/// Every target by the name of its corpus directory.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[("proto_decode", proto::proto_decode)];
+/// One target: the name of its corpus directory, and what to feed.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: &[Target] = &[("proto_decode", proto::proto_decode)];

@@ -34,13 +34,14 @@ impl Running {
         let shared = Arc::new(Shared {
             fib: FibCell::new(Fib::empty()),
             workers: (0..workers).map(|_| Arc::new(WorkerView::default())).collect(),
-            command: AtomicU8::new(0),
+            command: Arc::new(AtomicU8::new(0)),
             facts: Facts {
                 tun_name: "flannel0".into(),
                 tun_ifindex: 7,
                 bind: "[::]:8285".parse().unwrap(),
                 engine: "epoll",
                 engine_note: None,
+                engine_fallback: false,
                 opener: "native",
                 mtu: 1472,
                 peer_check: PeerCheck::Strict,
