@@ -41,6 +41,7 @@ impl Running {
                 bind: "[::]:8285".parse().unwrap(),
                 engine: "epoll",
                 engine_note: None,
+                engine_fallback: false,
                 opener: "native",
                 mtu: 1472,
                 peer_check: PeerCheck::Strict,
