@@ -124,3 +124,23 @@ impl WithSimd for SumLong<'_> {
         high + whole.wrapping_sub(high << 32) + sum_tail(rest)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `sum` dispatches to the best set of the machine that runs it; packets meet the others elsewhere.
+    #[test]
+    fn every_instruction_set_yields_the_same_sum() {
+        let bytes: Vec<u8> = (0..2000u32).map(|i| (i.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect();
+        for len in 0..bytes.len() {
+            let expected = fold(sum_short(&bytes[..len]));
+            assert_eq!(fold(Simd::vectorize(pulp::Scalar::new(), SumLong(&bytes[..len]))), expected);
+            assert_eq!(fold(Arch::new().dispatch(SumLong(&bytes[..len]))), expected);
+            #[cfg(target_arch = "x86_64")]
+            if let Some(v3) = pulp::x86::V3::try_new() {
+                assert_eq!(fold(Simd::vectorize(v3, SumLong(&bytes[..len]))), expected);
+            }
+        }
+    }
+}
