@@ -85,7 +85,7 @@ impl Engine for Memory {
                 Purpose::Udp => self.udp_free.push(frame),
             }
         }
-        while let Some(slot) = io.sends.next() {
+        while let Some(slot) = io.sends.pop_queued() {
             let op = &io.sends[slot];
             if op.count() > 1
                 && let Some(errno) = self.refuse_batches
@@ -101,7 +101,7 @@ impl Engine for Memory {
             }
             io.sent(slot);
         }
-        while let Some(slot) = io.writes.next() {
+        while let Some(slot) = io.writes.pop_queued() {
             let op = &io.writes[slot];
             if op.packets.len() > 1
                 && let Some(errno) = self.refuse_chains

@@ -6,6 +6,7 @@ pub mod fib;
 pub mod packet;
 pub mod proto;
 
+/// Every target by the name of its corpus directory.
 pub const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("ip_check", packet::ip_check),
     ("vnet_split", packet::vnet_split),

@@ -208,7 +208,7 @@ impl Uring {
     fn push_operations(&mut self, io: &mut Io) -> usize {
         let before = self.sends_in_flight + self.writes_in_flight;
         if self.sends_in_flight == 0 {
-            while let Some(slot) = io.sends.next() {
+            while let Some(slot) = io.sends.pop_queued() {
                 let op = &io.sends[slot];
                 let header = &mut self.pinned.sends[usize::from(slot)];
                 header.msg_name = (&raw const op.name).cast_mut().cast();
@@ -225,7 +225,7 @@ impl Uring {
             }
         }
         if self.writes_in_flight == 0 {
-            while let Some(slot) = io.writes.next() {
+            while let Some(slot) = io.writes.pop_queued() {
                 let gather = &io.writes[slot].gather;
                 let entry = opcode::Writev::new(TUN, gather.as_ptr(), gather.len() as u32)
                     .offset(u64::MAX)

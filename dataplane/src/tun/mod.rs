@@ -1,14 +1,15 @@
-//! TUN devices: open or take over queues, negotiate what the kernel offers. Opening is one step apart from using: a
-//! [`TunDevice`] can as well be made of descriptors that another process handed over.
+//! TUN devices: open queues, negotiate what the kernel offers. Opening is one step apart from negotiating, and both from
+//! using: [`negotiate`] does not care who attached the queues.
 
 mod native;
 mod simple;
 
-pub use native::{adopt, open as open_native};
+pub use native::{negotiate, open as open_native};
 pub use simple::open as open_simple;
 
+use crate::sys::dev;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// How queues are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -61,6 +62,18 @@ pub struct TunDevice {
     pub queues: Vec<OwnedFd>,
     /// What the kernel granted.
     pub caps: TunCaps,
+}
+
+impl TunDevice {
+    /// Whether the device, with its addresses and routes, outlives its last queue.
+    pub fn set_persist(&self, persist: bool) -> Result<(), TunError> {
+        let queue = self.queues.first().expect("at least one queue");
+        dev::tun_set_persist(queue.as_fd(), persist).map_err(|error| TunError::Property {
+            name: self.name.clone(),
+            what: "change the persistence",
+            error,
+        })
+    }
 }
 
 /// Why a TUN could not be had; the message carries the remedy.
