@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 use weft_proto::limits::{PROGRESS_TIMEOUT, PROTOCOL_VERSION, STREAM_TIMEOUT};
 use weft_proto::{
-    Assembler, Chunks, Digest, Event, Frame, PEERS_PER_REPLY, RecordRef, Refusal, RefusalCode, Reply, Request,
-    Transaction,
+    AssembleError, Assembler, Chunks, Digest, Event, Frame, PEERS_PER_REPLY, RecordRef, Refusal, RefusalCode, Reply,
+    Request, Transaction,
 };
 
 /// One connection's conversation.
@@ -118,7 +118,13 @@ impl Session {
                 let begun = open.begun;
                 match open.assembler.add(chunk) {
                     Ok(()) => Next::Continue,
-                    Err(error) => self.skip(begun, refusal(RefusalCode::Malformed, error.to_string()), out),
+                    Err(error) => {
+                        let code = match error {
+                            AssembleError::TooManyPeers | AssembleError::TooManyRoutes => RefusalCode::TooLarge,
+                            _ => RefusalCode::Malformed,
+                        };
+                        self.skip(begun, refusal(code, error.to_string()), out)
+                    }
                 }
             }
             (State::Transaction(_), Request::Commit { records, digest }) => {
