@@ -40,32 +40,14 @@ pub struct LinkPlan {
 impl LinkPlan {
     /// What `tunnel` asks for, with a device MTU of `mtu` bytes.
     pub fn new(tunnel: &Tunnel, mtu: u32) -> LinkPlan {
-        let on_link: Vec<IpNet> = tunnel.addresses.iter().map(IpNet::trunc).collect();
-        let mut safety = tunnel.networks.clone();
-        // A single address needs none: the kernel delivers it locally, device or not.
-        let wide = |net: &&IpNet| net.prefix_len() < net.max_prefix_len();
-        for net in on_link.iter().filter(wide) {
-            if !safety.iter().any(|network| network.contains(net)) {
-                safety.push(*net);
-            }
-        }
-        LinkPlan {
-            addresses: tunnel.addresses.clone(),
-            mtu,
-            routes: tunnel.networks.iter().filter(|network| !on_link.contains(network)).copied().collect(),
-            safety,
-        }
-    }
-
-    /// Adds the safety routes, and removes those of `previous` that are not wanted any more.
-    pub fn apply_safety(&self, netlink: &mut Netlink, previous: &LinkPlan) -> Result<(), NetlinkError> {
-        for network in &self.safety {
-            netlink.add_route(&safety_route(*network))?;
-        }
-        for network in previous.safety.iter().filter(|network| !self.safety.contains(network)) {
-            netlink.delete_route(&safety_route(*network))?;
-        }
-        Ok(())
+        // A prefix of one address brings no route: the kernel delivers it locally, device or not.
+        let on_link: Vec<IpNet> =
+            tunnel.addresses.iter().map(IpNet::trunc).filter(|net| net.prefix_len() < net.max_prefix_len()).collect();
+        let is_on_link = |network: &&IpNet| on_link.iter().any(|net| net.contains(*network));
+        let routes: Vec<IpNet> = tunnel.networks.iter().filter(|network| !is_on_link(network)).copied().collect();
+        let is_routed = |net: &&IpNet| routes.iter().any(|network| network.contains(*net));
+        let safety = routes.iter().chain(on_link.iter().filter(|net| !is_routed(net))).copied().collect();
+        LinkPlan { addresses: tunnel.addresses.clone(), mtu, routes, safety }
     }
 
     /// Makes device and routes as planned, removes what only `previous` has, and touches nothing else. Returns what was
@@ -75,7 +57,7 @@ impl LinkPlan {
     /// The device is gone, or the network is routed elsewhere with the same metric.
     pub fn apply(&self, netlink: &mut Netlink, ifindex: u32, previous: &LinkPlan) -> Result<Vec<String>, NetlinkError> {
         let mut done = Vec::new();
-        self.apply_safety(netlink, previous)?;
+        self.apply_safety(netlink, previous, &mut done)?;
         let link = netlink.expect_link(ifindex)?;
         if link.mtu != self.mtu {
             netlink.set_mtu(ifindex, self.mtu)?;
@@ -113,7 +95,28 @@ impl LinkPlan {
         Ok(done)
     }
 
-    /// Removes what outlives the device: the safety routes. Returns the networks.
+    fn apply_safety(
+        &self,
+        netlink: &mut Netlink,
+        previous: &LinkPlan,
+        done: &mut Vec<String>,
+    ) -> Result<(), NetlinkError> {
+        for network in &self.safety {
+            let filter = RouteFilter { dst: Some(*network), ..RouteFilter::default() };
+            let route = safety_route(*network);
+            if !netlink.routes(&filter)?.contains(&route) {
+                netlink.add_route(&route)?;
+                done.push(format!("safety route {network}"));
+            }
+        }
+        for network in previous.safety.iter().filter(|network| !self.safety.contains(network)) {
+            netlink.delete_route(&safety_route(*network))?;
+            done.push(format!("safety route {network} removed"));
+        }
+        Ok(())
+    }
+
+    /// Removes what outlives the device: the safety routes.
     pub fn remove_safety(&self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
         self.safety.iter().try_for_each(|network| netlink.delete_route(&safety_route(*network)))
     }
@@ -193,9 +196,17 @@ mod tests {
     }
 
     #[test]
-    fn a_network_equal_to_the_own_prefix_is_not_routed_twice() {
-        let plan = plan("address = \"10.99.0.1/16\"\nnetwork = \"10.99.0.0/16\"");
-        assert_eq!((plan.routes, plan.safety), (nets(&[]), nets(&["10.99.0.0/16"])));
+    fn a_network_within_the_own_prefix_is_not_routed_twice() {
+        for network in ["10.99.0.0/16", "10.99.2.0/23"] {
+            let plan = plan(&format!("address = \"10.99.0.1/16\"\nnetwork = \"{network}\""));
+            assert_eq!((plan.routes, plan.safety), (nets(&[]), nets(&["10.99.0.0/16"])), "{network}");
+        }
+    }
+
+    #[test]
+    fn the_own_prefix_within_a_network_is_safe_with_it() {
+        let plan = plan("address = \"10.99.0.1/24\"\nnetwork = \"10.99.0.0/16\"");
+        assert_eq!((plan.routes, plan.safety), (nets(&["10.99.0.0/16"]), nets(&["10.99.0.0/16"])));
     }
 
     #[test]

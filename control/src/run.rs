@@ -13,6 +13,7 @@
 //! Events only make tasks due; the tasks do the work, in one order. So a burst of events costs one task, and a change that
 //! fails is tried again by the same code.
 
+use crate::backend::udp_tunnel::Push;
 use crate::config::{self, Host, LoadError, Tunnel};
 use crate::daemon::ProcessHandle;
 use crate::netlink::{self, Event as NetlinkEvent, Events as NetlinkEvents, Group};
@@ -184,7 +185,7 @@ impl Controller {
         let mut signals = SignalDelivery::with_pipe(
             signal_reader,
             std::os::fd::OwnedFd::from(signal_writer),
-            SignalOnly::default(),
+            SignalOnly,
             [SIGHUP, SIGTERM, SIGINT],
         )?;
         poll.registry().register(signals.get_read_mut(), SIGNALS, Interest::READABLE)?;
@@ -494,7 +495,7 @@ impl Controller {
     }
 
     fn report(&mut self, applied: Applied) {
-        if !matches!(applied.push, crate::backend::udp_tunnel::Push::Unchanged(_)) {
+        if !matches!(applied.push, Push::Unchanged(_)) {
             info!("table: {}", applied.push);
         }
         if !applied.link.is_empty() {
@@ -555,6 +556,9 @@ fn obtain(
                     info!("adopting weftd, process {pid}");
                 }
                 let applied = live.apply(tunnel, &names)?;
+                if let Push::Unchanged(installed) = applied.push {
+                    info!("its table is as it should be, digest {}", installed.digest);
+                }
                 return Ok((live, names, applied));
             }
             Err((given_back, error)) => {

@@ -1,4 +1,4 @@
-//! What a tunnel left on this host: the files of `/run/weft`, by which the next `weft` finds the tunnel again.
+//! What a tunnel left on this host: the files of `/run/weft` (or `--run-dir`), by which the next `weft` finds the tunnel again.
 //!
 //! | file | holds | written by |
 //! |---|---|---|
@@ -15,9 +15,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-/// Where the files are unless `WEFT_RUN_DIR` or `--run-dir` says otherwise.
-pub const RUN_DIR: &str = "/run/weft";
 
 /// The files of one tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -65,7 +65,7 @@ impl TunnelError {
     /// The exit code of a command that failed with this.
     pub fn exit(&self) -> Exit {
         match self {
-            TunnelError::Client(error) => error.exit(),
+            TunnelError::Client(error) => error.into(),
             TunnelError::Netlink(error) if error.is_permission_denied() => Exit::NotPermitted,
             TunnelError::State(error) if error.is_permission_denied() => Exit::NotPermitted,
             _ => Exit::Failed,

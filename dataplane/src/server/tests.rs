@@ -9,7 +9,7 @@ use crate::shared::{Facts, PeerCheck, WorkerView};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use weft_control::client::Client;
+use weft_client::Client;
 use weft_fib::{Fib, FibCell};
 use weft_proto::{PeerSpec, RouteSet, RouteSpec};
 

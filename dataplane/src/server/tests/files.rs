@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use weft_control::cli::Exit;
+use weft_client::ClientError;
 
 /// Tells the copy of this program that [`others_may_read_but_not_change`] starts which socket to use.
 const SOCKET_VARIABLE: &str = "WEFT_TEST_READER_SOCKET";
@@ -61,7 +61,7 @@ fn a_listener_leaves_its_successors_socket_in_place() {
 fn an_unreachable_socket_is_told_apart_from_a_forbidden_one() {
     let dir = tempfile::tempdir().unwrap();
     let error = Client::connect(dir.path().join("none.sock"), TIMEOUT).unwrap_err();
-    assert_eq!(error.exit(), Exit::Unreachable);
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
 }
 
 #[test]
@@ -110,7 +110,10 @@ fn as_reader(path: &Path) {
         client.drain().unwrap_err(),
     ];
     for error in errors {
-        assert_eq!(error.exit(), Exit::NotPermitted, "{error}");
+        assert!(
+            matches!(&error, ClientError::Refused(refusal) if refusal.code == weft_proto::RefusalCode::NotPermitted),
+            "{error}"
+        );
     }
     let clients: Vec<_> = (1..READERS_MAX).map(|_| Client::connect(path, TIMEOUT).unwrap()).collect();
     assert!(Client::connect(path, TIMEOUT).is_err(), "readers leave room for the controller");
