@@ -6,7 +6,11 @@ pub mod fib;
 pub mod packet;
 pub mod proto;
 
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// One target: the name of its corpus directory, and the function that takes the bytes.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
     ("ip_check", packet::ip_check),
     ("vnet_split", packet::vnet_split),
     ("coalesce", packet::coalesce),

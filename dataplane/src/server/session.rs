@@ -127,9 +127,11 @@ impl Session {
                     }
                 }
             }
-            (State::Transaction(_), Request::Commit { records, digest }) => {
-                let State::Transaction(open) = std::mem::replace(&mut self.state, State::Ready) else { unreachable!() };
-                answer(out, commit(*open, records, digest, core))
+            (State::Transaction(open), Request::Commit { records, digest }) => {
+                let assembler = std::mem::take(&mut open.assembler);
+                let open = Open { assembler, ..**open };
+                self.state = State::Ready;
+                answer(out, commit(open, records, digest, core))
             }
             (State::Skipping { progress, .. }, Request::Chunk(_)) => {
                 *progress = Instant::now();

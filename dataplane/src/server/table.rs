@@ -236,7 +236,7 @@ mod tests {
                 let upsert: BTreeMap<_, _> = upsert.into_iter().map(|(prefix, number)| (prefix, peer(number))).collect();
                 let mut remove = remove;
                 remove.retain(|prefix| !upsert.contains_key(prefix));
-                remove.iter().for_each(|prefix| drop(model.remove(prefix)));
+                model.retain(|prefix, _| !remove.contains(prefix));
                 model.extend(upsert.iter().map(|(prefix, peer)| (*prefix, peer.addr)));
                 let set = table.with(&Delta { upsert: upsert.into_iter().collect(), remove });
                 prop_assert_eq!(&set, &set.clone().canonical());
