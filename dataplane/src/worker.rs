@@ -206,9 +206,9 @@ impl<'a, E: Engine> Worker<'a, E> {
         let packet = rx.data.start + self.vnet_len.min(data.len())..rx.data.end;
         let vnet = if self.vnet_len > 0 { VnetHeader::parse(data) } else { Ok(VnetHeader::PLAIN) };
         let port = self.socket.local.port();
-        let plan = vnet.map_err(Refusal::from).and_then(|vnet| {
-            encap::plan(fib, port, &vnet, &mut data[self.vnet_len.min(rx.data.len())..])
-        });
+        let plan = vnet
+            .map_err(Refusal::from)
+            .and_then(|vnet| encap::plan(fib, port, &vnet, &mut data[self.vnet_len.min(rx.data.len())..]));
         match plan {
             Ok(forward) if forward.datagram_len() <= usize::from(self.path_mtus.limit(forward.peer)) => {
                 let peer = fib.peer(forward.peer);
@@ -323,7 +323,8 @@ impl<'a, E: Engine> Worker<'a, E> {
                     peer.rx_bytes.add(len as u64);
                     peer.last_rx_ms.store(self.now_ms, Relaxed);
                 }
-                let taken = self.coalescer.push(&mut self.io, rx.frame, range.start..range.start + len, &admitted.inner);
+                let taken =
+                    self.coalescer.push(&mut self.io, rx.frame, range.start..range.start + len, &admitted.inner);
                 assert!(taken, "a write is free: looked at above");
             }
             Err(refusal) => {

@@ -95,7 +95,10 @@ impl Engine for Memory {
             }
             if self.record {
                 let mut out = vec![0; PACKET_LEN_MAX];
-                let datagrams = (0..op.count()).map(|i| { let len = op.copy_datagram(i, &mut out); out[..len].to_vec() });
+                let datagrams = (0..op.count()).map(|i| {
+                    let len = op.copy_datagram(i, &mut out);
+                    out[..len].to_vec()
+                });
                 let datagrams = datagrams.collect();
                 self.departures.borrow_mut().push(Departure::Udp { datagrams, segment_len: op.segment_len });
             }
@@ -252,7 +255,12 @@ impl Bench {
 
     fn datagrams_at_peer(&self, count: usize) -> Vec<Vec<u8>> {
         let mut buffer = vec![0; PACKET_LEN_MAX];
-        (0..count).map(|_| { let len = self.peer.recv(&mut buffer).unwrap(); buffer[..len].to_vec() }).collect()
+        (0..count)
+            .map(|_| {
+                let len = self.peer.recv(&mut buffer).unwrap();
+                buffer[..len].to_vec()
+            })
+            .collect()
     }
 
     fn written_to_tun(&self) -> Vec<u8> {
@@ -334,7 +342,8 @@ fn super_packet(segments: usize) -> Vec<u8> {
 fn equal_packets_of_a_burst_share_one_send_and_a_shorter_one_closes_it() {
     let bench = Bench::new();
     let burst = (0..10u16).map(|i| plain(&udp(HERE, THERE, (1000 + i, 53), 64, &[i as u8; 100])));
-    let burst = burst.chain([plain(&udp(HERE, THERE, (1, 53), 64, &[9; 10])), plain(&udp(HERE, THERE, (2, 53), 64, &[8; 100]))]);
+    let burst = burst
+        .chain([plain(&udp(HERE, THERE, (1, 53), 64, &[9; 10])), plain(&udp(HERE, THERE, (2, 53), 64, &[8; 100]))]);
     let outcome = bench.run(vec![burst.collect()]);
     let counts: Vec<_> = outcome
         .departures

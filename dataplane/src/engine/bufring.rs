@@ -27,7 +27,12 @@ impl BufRing {
     /// Allocates the ring; `entries` is a power of two.
     pub fn new(entries: usize, group: u16) -> io::Result<BufRing> {
         assert!(entries.is_power_of_two() && entries <= 1 << 15);
-        Ok(BufRing { region: Region::new(entries * size_of::<BufRingEntry>())?, entries: entries as u16, tail: 0, group })
+        Ok(BufRing {
+            region: Region::new(entries * size_of::<BufRingEntry>())?,
+            entries: entries as u16,
+            tail: 0,
+            group,
+        })
     }
 
     /// Tells the kernel about it.

@@ -153,7 +153,9 @@ impl<'a> Epoll<'a> {
         while self.udp_readable && !self.udp_free.is_empty() && io.udp_rx.len() < RECV_BATCH_MAX {
             let count = self.udp_free.len().min(RECV_BATCH_MAX);
             let frames: [FrameId; RECV_BATCH_MAX] =
-                std::array::from_fn(|i| if i < count { self.udp_free[self.udp_free.len() - 1 - i] } else { FrameId(0) });
+                std::array::from_fn(
+                    |i| if i < count { self.udp_free[self.udp_free.len() - 1 - i] } else { FrameId(0) },
+                );
             self.syscalls += 1;
             self.received.clear();
             match receive_into(self.descriptors, &mut io.pool, &frames[..count], &mut self.received) {

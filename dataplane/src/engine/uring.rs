@@ -219,7 +219,8 @@ impl Uring {
                 header.msg_control =
                     if batched { (&raw const op.control).cast_mut().cast() } else { std::ptr::null_mut() };
                 header.msg_controllen = if batched { CONTROL_LEN } else { 0 };
-                let entry = opcode::SendMsg::new(UDP, &raw const *header).build().user_data(KIND_SEND | u64::from(slot));
+                let entry =
+                    opcode::SendMsg::new(UDP, &raw const *header).build().user_data(KIND_SEND | u64::from(slot));
                 self.push(&entry);
                 self.sends_in_flight += 1;
             }
@@ -249,9 +250,8 @@ impl Uring {
         let count = self.ring.submission().len() as u32;
         self.syscalls += 1;
         // SAFETY: no argument structure is passed; the flag only asks the kernel to run deferred work and post completions.
-        let entered = unsafe {
-            self.ring.submitter().enter::<libc::sigset_t>(count, want, EnterFlags::GETEVENTS.bits(), None)
-        };
+        let entered =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(count, want, EnterFlags::GETEVENTS.bits(), None) };
         match entered {
             Ok(_) => Ok(()),
             // A signal, or completions that must be reaped before the kernel takes more.

@@ -117,7 +117,9 @@ fn attach_help(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EPERM) => format!("{error}; run as root or with CAP_NET_ADMIN"),
         Some(libc::EBUSY) => format!("{error}; another process holds its only queue"),
-        Some(libc::EINVAL) => format!("{error}; a device of that name exists with other flags (not multi-queue, or a TAP)"),
+        Some(libc::EINVAL) => {
+            format!("{error}; a device of that name exists with other flags (not multi-queue, or a TAP)")
+        }
         _ => error.to_string(),
     }
 }
