@@ -321,11 +321,8 @@ impl Controller {
         if self.weftd_started.elapsed() >= RESTART_HEALTHY {
             self.restart_pause = RESTART_PAUSE_MIN;
         }
-        warn!(
-            "weftd, process {}, has ended; starting it again in {:?}",
-            self.live.state().weftd.pid,
-            self.restart_pause
-        );
+        let (pid, pause, said) = (self.live.state().weftd.pid, self.restart_pause, self.live.last_words());
+        warn!("weftd, process {pid}, has ended; starting it again in {pause:?}{said}");
         self.plan_restart();
         Ok(())
     }
@@ -428,6 +425,7 @@ impl Controller {
         self.weftd_started = Instant::now();
         match started {
             Ok(()) => {
+                info!("started weftd again, process {}", self.live.state().weftd.pid);
                 self.watch_weftd()?;
                 if self.apply().is_err() {
                     self.agenda.add(Task::Reconcile, Instant::now() + RECONCILE_PERIOD_MIN);
