@@ -357,12 +357,8 @@ impl Live {
     fn note_tun(&mut self, client: &mut Client) -> Result<(), TunnelError> {
         let status = client.status()?;
         self.bind = status.bind;
-        let tun = Some(Tun { name: status.tun_name, ifindex: status.tun_ifindex });
-        if self.state.tun != tun {
-            self.state.tun = tun;
-            self.paths.write_state(&self.state)?;
-        }
-        Ok(())
+        self.state.tun = Some(Tun { name: status.tun_name, ifindex: status.tun_ifindex });
+        Ok(self.paths.write_state(&self.state)?)
     }
 }
 
