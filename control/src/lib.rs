@@ -4,14 +4,15 @@
 
 pub mod backend;
 pub mod cli;
-pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod lease;
 pub mod link;
-pub mod netlink;
 pub mod rib;
 pub mod run;
 pub mod source;
 pub mod state;
 pub mod tunnel;
+
+pub use weft_client as client;
+pub use weft_netlink as netlink;

@@ -73,7 +73,7 @@ impl TunnelError {
     pub fn exit(&self) -> Exit {
         match self {
             TunnelError::NotPermitted => Exit::NotPermitted,
-            TunnelError::Client(error) => error.exit(),
+            TunnelError::Client(error) => error.into(),
             TunnelError::Netlink(error) if error.is_permission_denied() => Exit::NotPermitted,
             TunnelError::State(error) if error.is_permission_denied() => Exit::NotPermitted,
             _ => Exit::Failed,
@@ -312,7 +312,9 @@ impl Live {
             if let Err(error) = self.end_weftd() {
                 tracing::warn!("{error}");
             }
-            self.child.take().map(daemon::end_child);
+            if let Some(child) = self.child.take() {
+                daemon::end_child(child);
+            }
         })
     }
 
@@ -429,7 +431,9 @@ fn wait_device_gone(netlink: &mut Netlink, state: &State) -> Result<(), NetlinkE
 /// Takes down what there is of a tunnel that failed to come up, and gives back why.
 fn undo(paths: &Paths, lock: Lock, state: State, child: Option<Child>, error: TunnelError) -> TunnelError {
     let undone = take_down(paths, Some(&state));
-    child.map(daemon::end_child);
+    if let Some(child) = child {
+        daemon::end_child(child);
+    }
     if let Err(failure) = undone.and_then(|_| Ok(paths.remove(lock)?)) {
         tracing::error!("undoing was not complete: {failure}; try `weft down {}`", paths.name());
     }

@@ -87,6 +87,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
         bind: sockets[0].local,
         engine: engine.name(),
         engine_note,
+        engine_fallback: config.engine == EngineChoice::Auto && engine == EngineKind::Epoll,
         opener: config.opener.name(),
         mtu,
         peer_check: config.peer_check,

@@ -67,6 +67,8 @@ pub struct Facts {
     pub engine: &'static str,
     /// Why the engine is not the one asked for or the default; shown by status.
     pub engine_note: Option<String>,
+    /// The engine was not chosen but fell back to, because the kernel refused the better one.
+    pub engine_fallback: bool,
     /// TUN opener: "native" or "simple".
     pub opener: &'static str,
     /// MTU of the TUN at start.

@@ -6,5 +6,12 @@ pub mod fib;
 pub mod packet;
 pub mod proto;
 
-/// Every target by the name of its corpus directory.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[];
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+    ("ip_check", packet::ip_check),
+    ("vnet_split", packet::vnet_split),
+    ("coalesce", packet::coalesce),
+    ("icmp_error", packet::icmp_error),
+    ("fragment", packet::fragment),
+    ("fib_lookup", fib::fib_lookup),
+    ("proto_decode", proto::proto_decode),
+];

@@ -19,7 +19,7 @@ impl Digest {
     /// Digest of the table that `set` describes. Takes the order of peers and routes out first.
     pub fn of_set(set: &RouteSet) -> Digest {
         let mut peers: Vec<(u32, PeerSpec)> = (0..).zip(set.peers.iter().cloned().map(PeerSpec::canonical)).collect();
-        peers.sort_by(|a, b| a.1.addr.cmp(&b.1.addr));
+        peers.sort_by_key(|(_, peer)| peer.addr);
         let mut rank = vec![u32::MAX; peers.len()];
         for (new, (old, _)) in (0..).zip(&peers) {
             rank[*old as usize] = new;

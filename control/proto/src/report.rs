@@ -215,6 +215,8 @@ pub struct StatusReport {
     pub engine: String,
     /// Why the engine is not the one asked for or the default.
     pub engine_note: Option<String>,
+    /// The engine was fallen back to, because the kernel refused the better one.
+    pub engine_fallback: bool,
     /// Peer check: "strict", "log" or "off".
     pub peer_check: String,
     /// Spin time before sleeping, microseconds.
@@ -250,8 +252,9 @@ impl StatusReport {
         if !self.offloads_lost.is_empty() {
             reasons.push(format!("the kernel refused {} at run time", self.offloads_lost.join(", ")));
         }
-        if let Some(note) = &self.engine_note {
-            reasons.push(format!("engine {}: {note}", self.engine));
+        if self.engine_fallback {
+            let note = self.engine_note.as_deref().unwrap_or("the kernel refused the default");
+            reasons.push(format!("engine {} took over: {note}", self.engine));
         }
         if self.routes == 0 {
             reasons.push("no route is installed: every packet into the tunnel is answered with net-unreachable".into());

@@ -74,7 +74,7 @@ impl RouteSet {
     pub fn canonical(self) -> RouteSet {
         let RouteSet { peers, mut routes } = self;
         let mut order: Vec<(u32, PeerSpec)> = (0..).zip(peers).map(|(i, p)| (i, p.canonical())).collect();
-        order.sort_by(|a, b| a.1.addr.cmp(&b.1.addr));
+        order.sort_by_key(|(_, peer)| peer.addr);
         let mut rank = vec![0u32; order.len()];
         for (new, (old, _)) in (0..).zip(&order) {
             rank[*old as usize] = new;

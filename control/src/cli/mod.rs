@@ -16,8 +16,10 @@ pub mod tunnel_args;
 pub mod up;
 pub mod version;
 
+use crate::client::ClientError;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use weft_proto::RefusalCode;
 
 /// Exit codes of every command (design contract).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,22 @@ pub enum Exit {
     NotPermitted = 4,
     /// Degraded (`status --check`).
     Degraded = 5,
+}
+
+impl From<&ClientError> for Exit {
+    /// The exit code of a command that failed with this.
+    fn from(error: &ClientError) -> Exit {
+        match error {
+            ClientError::Unreachable { .. } | ClientError::Timeout { .. } | ClientError::Closed { .. } => {
+                Exit::Unreachable
+            }
+            ClientError::NotPermitted { .. } => Exit::NotPermitted,
+            ClientError::Refused(refusal) if refusal.code == RefusalCode::NotPermitted => Exit::NotPermitted,
+            ClientError::Refused(refusal) if refusal.code == RefusalCode::Invalid => Exit::Usage,
+            ClientError::Invalid(_) => Exit::Usage,
+            _ => Exit::Failed,
+        }
+    }
 }
 
 /// An error with the exit code it deserves. Commands return `Result<Exit, CliError>`.

@@ -38,7 +38,7 @@ impl SocketArgs {
 
 /// The exit code and text that a failed request deserves.
 pub fn daemon(error: ClientError) -> CliError {
-    CliError { exit: error.exit(), error: error.into() }
+    CliError { exit: Exit::from(&error), error: error.into() }
 }
 
 /// A failure that is the caller's to mend.

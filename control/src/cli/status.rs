@@ -47,7 +47,13 @@ fn render(status: &StatusReport, degraded: &[String]) -> String {
             format!("{} (index {}), mtu {}, opener {}", status.tun_name, status.tun_ifindex, status.mtu, status.opener),
         ),
         ("bind", format!("{} udp", status.bind)),
-        ("engine", format!("{}, spin {} us", status.engine, status.spin_us)),
+        (
+            "engine",
+            match &status.engine_note {
+                Some(note) => format!("{} ({note}), spin {} us", status.engine, status.spin_us),
+                None => format!("{}, spin {} us", status.engine, status.spin_us),
+            },
+        ),
         ("workers", format!("{} of {} running", status.workers_running, status.workers)),
         ("offloads", if offloads.is_empty() { "none".into() } else { offloads.join(" ") }),
         ("peer check", status.peer_check.clone()),

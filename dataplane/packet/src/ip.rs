@@ -129,16 +129,11 @@ fn check4(packet: &[u8]) -> Result<Inner, DropReason> {
     if usize::from(total_len) < header_len || usize::from(total_len) > packet.len() {
         return Err(DropReason::BadTotalLen);
     }
-    let options = &packet[HEADER4_LEN..header_len];
-    let mut sum = checksum::sum_header(header);
-    if !options.is_empty() {
-        sum = checksum::sum(options, sum);
-    }
-    if checksum::fold(sum) != 0xffff {
+    let sum = checksum::sum_header(header);
+    if header_len > HEADER4_LEN {
+        check_options(&packet[HEADER4_LEN..header_len], sum)?;
+    } else if checksum::fold(sum) != 0xffff {
         return Err(DropReason::BadChecksum);
-    }
-    if !options.is_empty() {
-        check_options(options)?;
     }
     let fragment = u16::from_be_bytes([header[6], header[7]]);
     let offset = usize::from(fragment & FRAGMENT4_OFFSET) * 8;
@@ -156,9 +151,14 @@ fn check4(packet: &[u8]) -> Result<Inner, DropReason> {
     })
 }
 
-/// Refuses source routing and an option list that does not parse.
+/// The part of [`check4`] that only headers with options need, kept out of the way of the others: the header checksum,
+/// given the `sum` of the 20 bytes before the options, and no source route nor an option that does not parse.
 #[cold]
-fn check_options(options: &[u8]) -> Result<(), DropReason> {
+#[inline(never)]
+fn check_options(options: &[u8], sum: u64) -> Result<(), DropReason> {
+    if checksum::fold(checksum::sum(options, sum)) != 0xffff {
+        return Err(DropReason::BadChecksum);
+    }
     for option in Options4(options) {
         let option = option.ok_or(DropReason::BadHeaderLen)?;
         if matches!(option[0], OPTION_LOOSE_SOURCE_ROUTE | OPTION_STRICT_SOURCE_ROUTE) {
@@ -207,7 +207,17 @@ fn check6(packet: &[u8]) -> Result<Inner, DropReason> {
     if payload_len == 0 || usize::from(total_len) > packet.len() {
         return Err(DropReason::BadTotalLen);
     }
-    let mut inner = Inner {
+    if is_transport(header[6]) {
+        Ok(describe6(header, total_len))
+    } else {
+        walk_extensions(header, &packet[..usize::from(total_len)])
+    }
+}
+
+/// An IPv6 packet as its fixed header alone describes it.
+#[inline]
+fn describe6(header: &[u8; HEADER6_LEN], total_len: u16) -> Inner {
+    Inner {
         version: Version::V6,
         l4_offset: HEADER6_LEN as u16,
         total_len,
@@ -215,16 +225,14 @@ fn check6(packet: &[u8]) -> Result<Inner, DropReason> {
         ttl: header[7],
         fragmentation: Fragmentation::Whole,
         dont_fragment: true,
-    };
-    if !is_transport(inner.protocol) {
-        walk_extensions(&packet[..usize::from(total_len)], &mut inner)?;
     }
-    Ok(inner)
 }
 
-/// Moves `protocol` and `l4_offset` past the extension headers of `packet` (its bytes up to the total length) and notes
-/// a fragment header (RFC 8200 section 4).
-fn walk_extensions(packet: &[u8], inner: &mut Inner) -> Result<(), DropReason> {
+/// The description of `packet` (its bytes up to the total length, which begin with `header`) behind its extension
+/// headers, one of which may make it a fragment (RFC 8200 section 4).
+#[inline(never)]
+fn walk_extensions(header: &[u8; HEADER6_LEN], packet: &[u8]) -> Result<Inner, DropReason> {
+    let mut inner = describe6(header, packet.len() as u16);
     let mut offset = HEADER6_LEN;
     let mut count = 0;
     while matches!(inner.protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
@@ -256,12 +264,12 @@ fn walk_extensions(packet: &[u8], inner: &mut Inner) -> Result<(), DropReason> {
                 Fragmentation::First => inner.fragmentation = Fragmentation::First,
                 Fragmentation::Later => {
                     inner.fragmentation = Fragmentation::Later;
-                    return Ok(());
+                    return Ok(inner);
                 }
             }
         }
     }
-    Ok(())
+    Ok(inner)
 }
 
 impl Fragmentation {

@@ -253,6 +253,7 @@ impl<'a> Core<'a> {
             bind: facts.bind,
             engine: facts.engine.into(),
             engine_note: facts.engine_note.clone(),
+            engine_fallback: facts.engine_fallback,
             peer_check: format!("{:?}", facts.peer_check).to_lowercase(),
             spin_us: facts.spin_us,
             workers: self.running.len() as u16,

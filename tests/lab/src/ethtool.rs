@@ -22,7 +22,8 @@ pub fn features(node: &Node, link: &str) -> Result<BTreeMap<String, bool>> {
     node.run(|| Ethtool::open(link)?.active()).with_context(|| format!("reading the features of {link}"))
 }
 
-/// Switches features of a link. A name ending in `*` stands for all features that begin so.
+/// Switches features of a link. A name ending in `*` stands for all features that begin so and that the link
+/// can switch.
 ///
 /// # Errors
 /// If a name is unknown, or the kernel keeps a feature as it was.
@@ -53,11 +54,20 @@ impl<'a> Ethtool<'a> {
     }
 
     fn active(&self) -> Result<BTreeMap<String, bool>> {
+        let (_, active) = self.state()?;
+        Ok(self.names.iter().cloned().zip(active).collect())
+    }
+
+    /// For each feature, in the order of `names`: can the link switch it, and is it active?
+    fn state(&self) -> Result<(Vec<bool>, Vec<bool>)> {
         // struct ethtool_gfeatures: cmd, size, then blocks of available, requested, active, never_changed.
         let block_count = self.names.len().div_ceil(32);
         let answer = self.request(EthtoolCommand::GetFeatures, &[block_count as u32])?;
-        let is_active = |bit: usize| answer[2 + bit / 32 * 4 + 2] & (1 << (bit % 32)) != 0;
-        Ok(self.names.iter().enumerate().map(|(bit, name)| (name.clone(), is_active(bit))).collect())
+        let bits = |word: usize| {
+            let bit = |bit: usize| answer[2 + bit / 32 * 4 + word] & (1 << (bit % 32)) != 0;
+            (0..self.names.len()).map(bit).collect()
+        };
+        Ok((bits(0), bits(2)))
     }
 
     fn set(&self, wanted: &[(&str, bool)]) -> Result<()> {
@@ -65,12 +75,15 @@ impl<'a> Ethtool<'a> {
         let block_count = self.names.len().div_ceil(32);
         let mut arguments = vec![block_count as u32];
         arguments.resize(1 + block_count * 2, 0);
+        let (switchable, _) = self.state()?;
         let mut changes = Vec::new();
         for (pattern, on) in wanted {
-            let matching: Vec<usize> =
-                (0..self.names.len()).filter(|bit| matches(pattern, &self.names[*bit])).collect();
+            let matching: Vec<usize> = match pattern.strip_suffix('*') {
+                Some(prefix) => self.bits(|bit, name| name.starts_with(prefix) && switchable[bit]),
+                None => self.bits(|_, name| name == *pattern),
+            };
             if matching.is_empty() {
-                bail!("the kernel knows no feature `{pattern}`");
+                bail!("no feature `{pattern}`");
             }
             for bit in matching {
                 let block = 1 + bit / 32 * 2;
@@ -87,15 +100,13 @@ impl<'a> Ethtool<'a> {
         }
     }
 
+    fn bits(&self, wanted: impl Fn(usize, &str) -> bool) -> Vec<usize> {
+        let names = self.names.iter().enumerate();
+        names.filter(|(bit, name)| wanted(*bit, name)).map(|(bit, _)| bit).collect()
+    }
+
     fn request(&self, command: EthtoolCommand, arguments: &[u32]) -> Result<Vec<u32>> {
         Ok(ethtool(self.socket.as_fd(), self.link, command, arguments)?)
-    }
-}
-
-fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(prefix) => name.starts_with(prefix),
-        None => name == pattern,
     }
 }
 

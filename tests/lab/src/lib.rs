@@ -17,9 +17,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Everything here needs root: namespaces, veth pairs and raw sockets. A node has no name in the file system, so nothing is
-//! left behind even if the test is killed: a namespace dies with the last descriptor, thread or process in it, and the
-//! processes die with the thread that started them.
+//! Everything here needs root: namespaces, veth pairs and raw sockets. A node has no name in the file system, so even a test
+//! that is killed leaves nothing but its temporary directory: a namespace dies with the last descriptor, thread or process
+//! in it, and the processes die with the thread that started them.
 
 mod binaries;
 mod capture;

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
-use weft_control::netlink::{NewLink, NewLinkKind, Veth};
+use weft_netlink::{NewLink, NewLinkKind, Veth};
 
 use crate::{Node, set_features};
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use ipnet::IpNet;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use weft_control::netlink::{Address, Link, Netlink, Route};
+use weft_netlink::{Address, Link, Netlink, Route};
 
 use crate::{Process, eventually, sys};
 

@@ -14,11 +14,15 @@ use crate::{Node, eventually};
 /// How long a program has to end on SIGTERM before SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// A running program. Dropping it ends it: SIGTERM, then SIGKILL after 3 s. If the test is failing, its output is shown.
+/// A running program. Dropping it ends it: SIGTERM, then SIGKILL after 3 s.
+///
+/// Its output is then written to standard error, where the test harness keeps it and shows it if the test fails, be it by
+/// a panic or by an error. Programs that are not tests ask for [`Process::quiet`].
 pub struct Process {
     name: String,
     child: Child,
     log: File,
+    quiet: bool,
     /// Last, because the program dies with the thread that holds the node.
     node: Node,
 }
@@ -32,7 +36,12 @@ impl Process {
     }
 
     pub(crate) fn new(node: Node, name: String, child: Child, log: File) -> Self {
-        Self { name, child, log, node }
+        Self { name, child, log, quiet: false, node }
+    }
+
+    /// Keeps its output to itself when it is dropped, unless by a panic.
+    pub fn quiet(&mut self) {
+        self.quiet = true;
     }
 
     /// Its process id.
@@ -102,8 +111,9 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let outcome = self.stop();
-        if std::thread::panicking() {
-            eprintln!("--- {} ended: {outcome:?}; its output:\n{}---", self.name, self.log());
+        if !self.quiet || std::thread::panicking() {
+            let status = outcome.map_or_else(|error| format!("{error:#}"), |status| status.to_string());
+            eprintln!("--- {} ({status}):\n{}---", self.name, self.log());
         }
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::io::Errno;
 use rustix::process::Signal;
 use rustix::thread::UnshareFlags;
 
@@ -22,12 +23,11 @@ pub fn die_with_parent_thread(command: &mut Command) {
     let hook = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         if rustix::process::getppid() != Some(parent) {
-            return Err(io::Error::other("the parent died first"));
+            return Err(Errno::SRCH.into()); // It died first.
         }
         Ok(())
     };
-    // SAFETY: the hook makes two system calls on the stack of the child; it takes no lock and, on the way to exec,
-    // allocates nothing.
+    // SAFETY: the hook makes two system calls; it takes no lock and allocates nothing.
     unsafe { command.pre_exec(hook) };
 }
 

@@ -1,7 +1,7 @@
 //! Ready-made networks.
 
 use anyhow::Result;
-use weft_control::netlink::{NewLink, NewLinkKind};
+use weft_netlink::{NewLink, NewLinkKind};
 
 use crate::{Lab, Link, Node};
 

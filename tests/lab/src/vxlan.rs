@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
-use weft_control::netlink::{Address, FdbEntry, MacAddr, Neighbour, NewLink, NewLinkKind, Route, Vxlan};
+use weft_netlink::{Address, FdbEntry, MacAddr, Neighbour, NewLink, NewLinkKind, Route, Vxlan};
 
 use crate::node::parse_net;
 use crate::{LinkEnd, Node};

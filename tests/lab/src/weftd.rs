@@ -7,15 +7,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use weft_client::Client;
 
 use crate::{Node, Process, eventually, weftd_binary};
 
 /// How long a daemon has until its control socket is there.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a daemon has for each answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The flags of `weftd`. What is `None`, or empty, is left to its defaults.
 #[derive(Debug, Clone, Default)]
 pub struct WeftdOptions {
+    /// The program; `None`: [`weftd_binary`]. Two builds in one test compare.
+    pub binary: Option<PathBuf>,
     /// `--tun`: name of the TUN device.
     pub tun: Option<String>,
     /// `--bind`: underlay address and port.
@@ -78,7 +84,7 @@ impl Weftd {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let socket = directory.join(format!("weftd-{}-{number}.sock", node.name()));
-        let mut command = Command::new(weftd_binary()?);
+        let mut command = Command::new(options.binary.clone().map_or_else(weftd_binary, Ok)?);
         command.args(options.arguments()).arg("--socket").arg(&socket);
         let mut process = node.spawn(command)?;
         let outcome = eventually(START_TIMEOUT, || {
@@ -102,6 +108,14 @@ impl Weftd {
         &self.socket
     }
 
+    /// Connects to its control socket; each wait for an answer is bounded by 10 s.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn client(&self) -> Result<Client> {
+        Ok(Client::connect(&self.socket, ANSWER_TIMEOUT)?)
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
@@ -115,5 +129,22 @@ impl Weftd {
     /// The process, to signal it or wait for it.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_become_the_flags_of_weftd() {
+        let options = WeftdOptions {
+            workers: Some(2),
+            engine: Some("epoll".into()),
+            spin_us: Some(50),
+            ..WeftdOptions::new("flannel0", "192.0.2.1:8285").flag("--no-udp-gso")
+        };
+        let expected = "--tun flannel0 --bind 192.0.2.1:8285 --workers 2 --engine epoll --spin-us 50 --no-udp-gso";
+        assert_eq!(options.arguments().join(" "), expected);
     }
 }

@@ -3,13 +3,16 @@
 use std::fs;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use rustix::io::Errno;
 use weft_lab::topology::{Pair, Pod, Routed, Switched};
-use weft_lab::{Capture, FlannelVxlan, Frame, Lab, Mode, Ping, PingOutcome, eventually, features, ping, tcp, udp};
+use weft_lab::{
+    Capture, FlannelVxlan, Frame, Lab, Mode, Ping, PingOutcome, WeftdOptions, eventually, features, ping, tcp, udp,
+};
 
 const ETHERNET_HEADER_LEN: usize = 14;
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -195,6 +198,18 @@ fn a_process_that_ignores_sigterm_is_killed() -> Result<()> {
     let started = Instant::now();
     assert!(!process.stop()?.success());
     assert!(started.elapsed() >= Duration::from_secs(3));
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_ends_at_once_is_reported_with_its_output() -> Result<()> {
+    let Some(lab) = Lab::start() else { return Ok(()) };
+    let node = lab.node("a")?;
+    // A program that refuses the flags of weftd.
+    let binary = PathBuf::from("/bin/ls");
+    let options = WeftdOptions { binary: Some(binary), ..WeftdOptions::new("flannel0", "127.0.0.1:8285") };
+    let text = format!("{:#}", lab.weftd(&node, options).unwrap_err());
+    assert!(text.contains("exit status: 2") && text.contains("--tun"), "{text}");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `weft_control::netlink` against the kernel, in namespaces of its own.
+//! `weft_netlink` against the kernel, in namespaces of its own.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use ipnet::IpNet;
 use rustix::io::Errno;
-use weft_control::netlink::{
+use weft_netlink::{
     Address, Event, Events, FdbEntry, Group, MacAddr, Neighbour, Netlink, NetlinkError, NewLink, NewLinkKind, Route,
     RouteFilter, RouteKind, Veth, Vxlan, protocol,
 };

@@ -1,6 +1,6 @@
 //! A blocking client of weftd's control socket, with a deadline on every wait.
+#![forbid(unsafe_code)]
 
-use crate::cli::Exit;
 use bytes::BytesMut;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use std::io::{self, Read, Write};
@@ -28,7 +28,7 @@ pub struct Client {
     hello: Hello,
 }
 
-/// Why a request failed. [`ClientError::exit`] is the exit code that a command owes.
+/// Why a request failed. `weft` maps it to an exit code.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
@@ -90,20 +90,6 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The exit code of a command that failed with this.
-    pub fn exit(&self) -> Exit {
-        match self {
-            ClientError::Unreachable { .. } | ClientError::Timeout { .. } | ClientError::Closed { .. } => {
-                Exit::Unreachable
-            }
-            ClientError::NotPermitted { .. } => Exit::NotPermitted,
-            ClientError::Refused(refusal) if refusal.code == RefusalCode::NotPermitted => Exit::NotPermitted,
-            ClientError::Refused(refusal) if refusal.code == RefusalCode::Invalid => Exit::Usage,
-            ClientError::Invalid(_) => Exit::Usage,
-            _ => Exit::Failed,
-        }
-    }
-
     /// Whether the table in force was not the expected generation.
     pub fn is_stale(&self) -> bool {
         matches!(self, ClientError::Refused(refusal) if refusal.code == RefusalCode::Stale)

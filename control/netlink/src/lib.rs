@@ -17,6 +17,7 @@
 //! [`Events`] reports what changes, as a file descriptor for an event loop.
 //!
 //! Message layouts: `include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour}.h`, Linux 6.18; RFC 3549.
+#![forbid(unsafe_code)]
 
 mod address;
 mod error;
@@ -32,7 +33,7 @@ pub use address::Address;
 pub use error::NetlinkError;
 pub use events::{Event, Events, Group};
 pub use link::{Link, LinkRef};
-pub use mac::MacAddr;
+pub use mac::{MacAddr, MacParseError};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use new_link::{NewLink, NewLinkKind, Veth, Vxlan};
 pub use route::{Resolved, Route, RouteFilter, RouteKind, protocol, table};

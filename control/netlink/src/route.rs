@@ -44,7 +44,7 @@ pub struct Route {
     pub dst: IpNet,
     /// Index of the link that packets leave by; none for unreachable and the like.
     pub link: Option<u32>,
-    /// Next hop; none if the destination is on the link.
+    /// Next hop, of the destination's family; none if the destination is on the link.
     pub gateway: Option<IpAddr>,
     /// Source address for packets of this host that have none yet.
     pub source: Option<IpAddr>,
