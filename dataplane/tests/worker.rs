@@ -249,7 +249,7 @@ impl Bench {
         Outcome { departures: departures.take(), steady_allocations: last - first }
     }
 
-    fn from_peer(&self, bytes: Vec<u8>, stride: usize) -> Arrival {
+    fn arriving(&self, bytes: Vec<u8>, stride: usize) -> Arrival {
         Arrival::Udp { bytes, stride, source: self.peer.local_addr().unwrap() }
     }
 
@@ -390,7 +390,7 @@ fn refused_super_packet_batch_arrives_as_complete_segments() {
 fn refused_coalesced_write_is_written_again_singly_as_received() {
     let bench = Bench { refuse_chains: Some(libc::EINVAL), ..Bench::new() };
     let packets: Vec<_> = (0..4u32).map(|i| tcp(THERE, HERE, (80, 4000), 1 + i * 500, &[i as u8; 500])).collect();
-    let buffer = bench.from_peer(packets.concat(), packets[0].len());
+    let buffer = bench.arriving(packets.concat(), packets[0].len());
     let outcome = bench.run(vec![vec![buffer.clone()], vec![buffer]]);
     for packet in &packets {
         let written = bench.written_to_tun();
@@ -418,7 +418,7 @@ fn order_within_a_flow_holds_whatever_is_coalesced() {
         packets.push(tcp(THERE, HERE, (80, 5000 + flow as u16), seqs[flow], &payload));
         seqs[flow] += payload.len() as u32;
     }
-    let arrivals: Vec<_> = packets.iter().map(|packet| bench.from_peer(packet.clone(), packet.len())).collect();
+    let arrivals: Vec<_> = packets.iter().map(|packet| bench.arriving(packet.clone(), packet.len())).collect();
     let outcome = bench.run(arrivals.chunks(10).map(<[Arrival]>::to_vec).collect());
     let mut next = [1u32; 3];
     let mut writes = 0;
@@ -450,7 +450,7 @@ fn steady_state_allocates_nothing() {
     let mut turn: Vec<_> = (0..30u16).map(|i| plain(&udp(HERE, THERE, (1000 + i, 53), 64, &[1; 100]))).collect();
     turn.extend((0..5).map(|_| Arrival::Tun(super_packet(44))));
     let packets: Vec<_> = (0..40u32).map(|i| tcp(THERE, HERE, (80, 4000), 1 + i * 500, &[2; 500])).collect();
-    turn.push(bench.from_peer(packets.concat(), packets[0].len()));
+    turn.push(bench.arriving(packets.concat(), packets[0].len()));
     // Replies and drops are part of the steady state, too, as long as the rate limit withholds them.
     turn.push(plain(&udp(HERE, [10, 3, 0, 1], (1, 1), 64, &[0; 20])));
     turn.push(Arrival::Udp { bytes: packets[0].clone(), stride: 540, source: "127.0.0.2:9".parse().unwrap() });

@@ -323,6 +323,14 @@ impl Uring {
     }
 }
 
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // The kernel tears a closed ring down later, on a thread of its own; without this the TUN and the port would
+        // outlive weftd by some milliseconds.
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
+
 impl Engine for Uring {
     fn turn(&mut self, io: &mut Io, wait: Wait) -> io::Result<()> {
         self.give_frames(&mut io.pool);
