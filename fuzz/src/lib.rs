@@ -6,5 +6,8 @@ pub mod fib;
 pub mod packet;
 pub mod proto;
 
-/// Every target by the name of its corpus directory.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[("fib_lookup", fib::fib_lookup)];
+/// A target and the name of its corpus directory.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: &[Target] = &[("fib_lookup", fib::fib_lookup)];

@@ -49,7 +49,9 @@ pub(super) struct Trie<A> {
     base: A,
     /// log2 of the addresses per root slot.
     slot_shift: u32,
-    /// The answer for addresses behind the last block.
+    /// The last position that a block covers. Asked first, because comparing wide positions is cheaper than shifting them.
+    last: A,
+    /// The answer for positions behind `last`.
     outside: u16,
     /// The last one is of `outside`, so that a batch need not ask whether an address lies behind the others.
     blocks: Box<[Block]>,
@@ -68,6 +70,10 @@ impl<A: Address> Trie<A> {
         Trie {
             base: window.base,
             slot_shift: window.slot_shift,
+            // Without a block it is position zero, which falls into the block of `outside`.
+            last: A::from_index(window.block_count)
+                .shift_left(window.slot_shift + STRIDE)
+                .wrapping_sub(A::from_index(usize::from(window.block_count > 0))),
             outside: window.outside,
             blocks: blocks.into_boxed_slice(),
             nodes: builder.nodes.into_boxed_slice(),
@@ -78,10 +84,11 @@ impl<A: Address> Trie<A> {
     #[inline]
     pub(super) fn lookup(&self, address: A) -> Option<u16> {
         let position = address.wrapping_sub(self.base);
-        match self.blocks.get(position.shift_right(self.slot_shift + STRIDE).index()) {
-            None => answer(self.outside.into()),
-            Some(block) => answer(self.descend(position, self.entries[self.entry_of(block, position)])),
+        if position > self.last {
+            return answer(self.outside.into());
         }
+        let block = &self.blocks[position.low_bits(self.slot_shift + STRIDE) as usize];
+        answer(self.descend(position, self.entries[self.entry_of(block, position)]))
     }
 
     /// `values[i]` answers `addresses[i]`; the slices are equally long.
