@@ -93,14 +93,7 @@ impl<A: Address> Trie<A> {
 
     /// `values[i]` answers `addresses[i]`; the slices are equally long.
     pub(super) fn lookup_batch(&self, addresses: &[A], values: &mut [Option<u16>]) {
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for (addresses, values) in addresses.chunks(STAGE_LEN).zip(values.chunks_mut(STAGE_LEN)) {
-                    self.lookup_stage(addresses, values);
-                }
-            },
-        );
+        pulp::Arch::new().dispatch(Batch { trie: self, addresses, values });
     }
 
     /// Up to [`STAGE_LEN`] lookups, each load for all of them before the next. Without a branch that depends on the address
@@ -140,6 +133,25 @@ impl<A: Address> Trie<A> {
 
     pub(super) fn memory(&self) -> usize {
         size_of_val(&*self.blocks) + size_of_val(&*self.nodes) + size_of_val(&*self.entries)
+    }
+}
+
+/// One call of [`Trie::lookup_batch`]. A type and not a closure: a closure's `call_once` is not always inlined into the
+/// function that enables the CPU features, and then it is compiled without them.
+struct Batch<'a, A> {
+    trie: &'a Trie<A>,
+    addresses: &'a [A],
+    values: &'a mut [Option<u16>],
+}
+
+impl<A: Address> pulp::WithSimd for Batch<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _simd: S) {
+        for (addresses, values) in self.addresses.chunks(STAGE_LEN).zip(self.values.chunks_mut(STAGE_LEN)) {
+            self.trie.lookup_stage(addresses, values);
+        }
     }
 }
 
