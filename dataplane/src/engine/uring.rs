@@ -336,7 +336,9 @@ impl Engine for Uring {
         self.give_frames(&mut io.pool);
         self.arm();
         let pushed = self.push_operations(io);
-        let sleep = wait == Wait::Sleep && pushed == 0;
+        // With operations that the kernel could not finish at once there is nothing to do but wait for one of them.
+        let blocked = self.sends_in_flight + self.writes_in_flight > 0;
+        let sleep = pushed == 0 && (wait == Wait::Sleep || blocked);
         self.enter(u32::from(sleep))?;
         self.reap(io)
     }
