@@ -105,6 +105,8 @@ pub fn probe() -> Result<(), String> {
         Some(libc::EINVAL) => "the kernel's io_uring is older than Linux 6.1".to_owned(),
         _ => format!("io_uring cannot be set up: {error}"),
     })?;
+    // A seccomp profile may know of one of the three system calls only; what follows makes the other two.
+    ring.submit().map_err(|e| format!("io_uring cannot be entered: {e}"))?;
     let mut supported = Probe::new();
     ring.submitter().register_probe(&mut supported).map_err(|e| format!("io_uring cannot be probed: {e}"))?;
     if !supported.is_supported(opcode::ReadMulti::CODE) {
