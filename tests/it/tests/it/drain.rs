@@ -82,10 +82,12 @@ fn a_second_sigterm_does_no_harm() -> Result<()> {
 
 #[test]
 fn a_killed_daemon_is_followed_at_once_by_another() -> Result<()> {
-    for engine in ["uring", "epoll"] {
-        let Some(mut tunnel) = Tunnel::builder().each(|options| options.engine = Some(engine.into())).build()? else {
-            return Ok(());
-        };
+    for (engine, opener) in [("uring", "native"), ("epoll", "native"), ("uring", "simple")] {
+        let builder = Tunnel::builder().each(|options| {
+            options.engine = Some(engine.into());
+            options.opener = Some(opener.into());
+        });
+        let Some(mut tunnel) = builder.build()? else { return Ok(()) };
         for _ in 0..3 {
             under_traffic(&mut tunnel, |process| {
                 process.signal(Signal::KILL)?;
@@ -94,7 +96,10 @@ fn a_killed_daemon_is_followed_at_once_by_another() -> Result<()> {
             // On the same TUN, port and socket, whose file is still there.
             assert!(tunnel.a.weftd.socket().exists());
             tunnel.a.options.socket = Some(tunnel.a.weftd.socket().to_owned());
-            tunnel.a.weftd = tunnel.lab.weftd(&tunnel.a.node, tunnel.a.options.clone()).context(engine)?;
+            tunnel.a.weftd = tunnel
+                .lab
+                .weftd(&tunnel.a.node, tunnel.a.options.clone())
+                .with_context(|| format!("{engine} {opener}"))?;
             tunnel.a.set_up_tun()?;
             tunnel.a.install(Family::BOTH.map(|family| (family.subnet(2), &tunnel.b)))?;
             works(&tunnel)?;
@@ -135,7 +140,10 @@ fn under_traffic<T>(tunnel: &mut Tunnel, act: impl FnOnce(&mut weft_lab::Process
     let (a_address, b_address) = (tunnel.a.overlay(Family::V4), tunnel.b.overlay(Family::V4));
     thread::scope(|scope| {
         let stop = &stop;
-        let senders = [scope.spawn(move || send_until(&a, b_address, stop)), scope.spawn(move || send_until(&b, a_address, stop))];
+        let senders = [
+            scope.spawn(move || send_until(&a, b_address, stop)),
+            scope.spawn(move || send_until(&b, a_address, stop)),
+        ];
         let outcome = passing(&tunnel.a).and_then(|()| act(tunnel.a.weftd.process()));
         stop.store(true, Ordering::Release);
         for sender in senders {
