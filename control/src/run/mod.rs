@@ -219,7 +219,7 @@ impl Controller {
                 && let Some(task) = self.agenda.take(Instant::now())
             {
                 match task {
-                    Task::ReadFile => self.read_file()?,
+                    Task::ReadFile => self.read_file(),
                     Task::RestartWeftd => self.restart_weftd()?,
                     Task::Resolve => self.resolve(),
                     Task::Reconcile => self.reconcile(),
@@ -318,19 +318,21 @@ impl Controller {
 
     // Tasks.
 
-    fn read_file(&mut self) -> io::Result<()> {
-        self.watch.rearm()?;
+    fn read_file(&mut self) {
+        if let Err(error) = self.watch.rearm() {
+            warn!("{}: changes will not be noticed, send SIGHUP: {error}", self.path.display());
+        }
         let text = match std::fs::read_to_string(&self.path) {
             Ok(text) => text,
             Err(error) => {
                 if self.text.take().is_some() {
                     warn!("{}: {error}; the tunnel stays as it is", self.path.display());
                 }
-                return Ok(());
+                return;
             }
         };
         if self.text.as_ref() == Some(&text) {
-            return Ok(());
+            return;
         }
         let file = self.path.display().to_string();
         let parsed = config::parse(&file, &self.tunnel.name, &text, &config::is_local_address);
@@ -344,11 +346,10 @@ impl Controller {
             }
             Err(error) => {
                 error!("{file} has changed and cannot be used; the tunnel stays as it is\n{error}");
-                return Ok(());
+                return;
             }
         };
         self.change(wanted);
-        Ok(())
     }
 
     /// Goes over to what a changed file wants.
@@ -411,7 +412,9 @@ impl Controller {
     }
 
     fn resolve(&mut self) {
-        // A round that is still under way is not joined by another: a dead DNS server would collect threads.
+        // The end of the last round may have come without a call. A round that is still under way is not joined by
+        // another: a dead DNS server would collect threads.
+        self.on_answers();
         if self.answers.is_none() {
             let names = resolve::names_of(&self.tunnel);
             if !names.is_empty() {
