@@ -16,6 +16,7 @@ use weft_lab::topology::Pair;
 use weft_lab::{FlannelVxlan, Lab, Link, Node, Ping, ping};
 
 use super::Options;
+use crate::config::Engine;
 use super::report::Subject;
 use super::tunnel::{Ran, Tunnel};
 
@@ -146,18 +147,19 @@ fn overlay(number: u8) -> [IpAddr; 2] {
 fn tunnel_file(name: &str, number: u8, other: &str, other_number: u8, options: &Options) -> String {
     let [v4, v6] = overlay(number);
     let [other_v4, other_v6] = overlay(other_number);
+    let dataplane = match options.engine {
+        Engine::Auto => String::new(),
+        engine => format!("[dataplane]\nengine = \"{}\"\n\n", engine.word()),
+    };
     format!(
         "name = \"{name}\"\n\
          address = [\"{v4}/24\", \"{v6}/64\"]\n\
          \n\
-         [dataplane]\n\
-         engine = \"{}\"\n\
-         \n\
+         {dataplane}\
          [[peer]]\n\
          name = \"{other}\"\n\
          subnets = [\"{other_v4}/32\", \"{other_v6}/128\"]\n\
          endpoint = \"192.0.2.{other_number}\"\n",
-        options.engine.word(),
     )
 }
 
@@ -169,11 +171,15 @@ mod tests {
     #[test]
     fn the_tunnel_files_are_right_and_free_of_warnings() {
         for (name, number, other, other_number) in [("weft-a", 1, "b", 2), ("weft-b", 2, "a", 1)] {
-            let text = tunnel_file(name, number, other, other_number, &Options::default());
-            let loaded = config::parse("t.toml", name, &text, &|_| false).unwrap();
-            assert!(loaded.report.problems.is_empty(), "{}", loaded.report);
-            assert_eq!(loaded.tunnel.addresses.len(), 2);
-            assert_eq!(loaded.tunnel.peers[0].name, other);
+            for engine in [Engine::Auto, Engine::Epoll] {
+                let options = Options { engine, ..Options::default() };
+                let text = tunnel_file(name, number, other, other_number, &options);
+                let loaded = config::parse("t.toml", name, &text, &|_| false).unwrap();
+                assert!(loaded.report.problems.is_empty(), "{}", loaded.report);
+                assert_eq!(loaded.tunnel.dataplane.engine, engine);
+                assert_eq!(loaded.tunnel.addresses.len(), 2);
+                assert_eq!(loaded.tunnel.peers[0].name, other);
+            }
         }
     }
 }

@@ -93,6 +93,7 @@ pub fn refused(why: &str) -> Report {
 /// All that is done between nothing and nothing.
 fn perform(options: &Options, stop: &Stop, progress: &mut Progress, report: &mut Report) -> Result<()> {
     let lab = Lab::start().context("WEFT_LAB_SKIP is set: unset it to see the demo")?;
+    tunnel::adopt_orphans()?;
     let mut hosts = Hosts::new(&lab, options).context("making two hosts")?;
     introduce(&hosts, progress);
     let outcome = show(&mut hosts, &lab, options, stop, progress, report);
@@ -110,6 +111,7 @@ fn show(
     progress: &mut Progress,
     report: &mut Report,
 ) -> Result<()> {
+    tell(&hosts.a, &hosts.a.tunnel.file()?, progress);
     hosts.up(stop, |host, ran| tell(host, ran, progress))?;
     talk(hosts, lab, options, stop, progress, report)?;
     hosts.check_opponents()?;
@@ -129,7 +131,7 @@ fn introduce(hosts: &Hosts, progress: &Progress) {
     let title = progress.paint(Style::Bold, "Two hosts on this machine, each in its own network namespace");
     let addresses = |host: &Host| format!("{}, {}", host.overlay[0], host.overlay[1]);
     progress.say(&format!(
-        "{title}\n  host a  {:<20} ---- cable (veth), MTU {UNDERLAY_MTU} ---- {:>20}  host b\n          {:<20} ==== weft: IP in UDP, port 8285 == {:>20}\n",
+        "{title}\n  host a  {:<18} ---- cable (veth), MTU {UNDERLAY_MTU} --- {:>18}  host b\n          {:<18} ==== weft: UDP port 8285 ==== {:>18}\n",
         a.underlay,
         b.underlay,
         addresses(a),

@@ -1,6 +1,6 @@
 //! The result for people: who ran, a table for each mode, a picture, and how to read them.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle, presets};
 
 use super::progress::{Progress, Style};
 use super::report::{CableMode, HostReport, Measurement, Metric, PingReport, Report, Subject, TransferReport};
@@ -15,6 +15,9 @@ const LINE_LEN: usize = 80;
 const HASH_LEN_SHOWN: usize = 16;
 /// Above this spread between rounds, the reader is warned.
 const SPREAD_NOTABLE: f64 = 0.2;
+
+/// Lines above, below the header, and below.
+const TABLE_STYLE: TableStyle = presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none());
 
 /// What is drawn: CPU time stays in the table.
 const DRAWN: [Metric; 6] =
@@ -119,8 +122,8 @@ fn describe(host: &HostReport) -> String {
 
 fn table(report: &Report, mode: CableMode) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(["", "weft", "/ VXLAN", "VXLAN", "routing", "/ VXLAN", "unit", "better"]);
+    table.load_style(TABLE_STYLE).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(["", "weft", "/ VXLAN", "VXLAN", "routing", "/ VXLAN", "unit", "better is"]);
     for metric in Metric::ALL {
         let cell = |subject| report.cell(metric, mode, subject);
         table.add_row([
@@ -207,12 +210,16 @@ fn how_to_read(report: &Report) -> String {
             if cores == 1 { "the one core".into() } else { format!("the {cores} cores") },
         ),
         format!(
-            "Each number is the median of {} measurements of {} s; the subjects took turns. Latency is the round trip of \
-             a 64-byte request and its response, one at a time, on an otherwise idle tunnel.",
-            report.plan.rounds, report.plan.seconds,
+            "{} {} s; the subjects took turns. Latency is the round trip of a 64-byte request and its response, one at \
+             a time, on an otherwise idle tunnel.",
+            match report.plan.rounds {
+                1 => "Each number is one measurement of".into(),
+                rounds => format!("Each number is the median of {rounds} measurements of"),
+            },
+            report.plan.seconds,
         ),
         "UDP senders do not hold back, so datagrams are lost wherever the path is slower than the sender; what \
-         arrived is counted. Plain routing carries no extra header and is the most that could be had."
+         arrived is counted. Routing has no tunnel at all: it is what the cable and the kernel give on their own."
             .to_owned(),
         "Payload was checked on arrival in every measurement.".to_owned(),
     ];
@@ -226,7 +233,7 @@ fn how_to_read(report: &Report) -> String {
     } else {
         sentences.push("One round only: a difference of a fifth may be chance. Use --rounds for more.".to_owned());
     }
-    sentences.iter().map(|sentence| wrap(sentence)).collect()
+    sentences.iter().map(|sentence| wrap(sentence)).collect::<Vec<_>>().join("\n")
 }
 
 /// Breaks a paragraph into lines, indented by two.
@@ -241,7 +248,7 @@ fn wrap(paragraph: &str) -> String {
             line.push_str(word);
         }
     }
-    lines.join("\n") + "\n"
+    lines.join("\n")
 }
 
 #[cfg(test)]
