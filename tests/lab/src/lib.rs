@@ -4,6 +4,7 @@
 //! - [`Link`] is a cable between two nodes, in [`Mode::Offload`] or [`Mode::Wire`]; [`topology`] has ready-made networks.
 //! - [`Process`] and [`Weftd`] run programs on a node; [`Capture`] sees the frames of a link.
 //! - [`ping`], [`tcp`] and [`udp`] make traffic whose every byte is checked on arrival.
+//! - [`measure`] measures throughput, packet rates, latency and CPU time, payload checked.
 //! - [`eventually`] waits for a condition; tests never wait for time.
 //!
 //! ```no_run
@@ -25,6 +26,7 @@ mod binaries;
 mod capture;
 mod ethtool;
 mod link;
+pub mod measure;
 mod node;
 mod ping;
 mod process;
