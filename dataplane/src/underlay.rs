@@ -98,9 +98,7 @@ fn open_one(addr: SocketAddr, share: bool, wanted: UdpCaps) -> Result<UdpSocket,
         net::set_socket_reuseport(&fd, true).map_err(option("SO_REUSEPORT"))?;
     }
     bind(&fd, &addr).map_err(|error| match error {
-        rustix::io::Errno::ADDRINUSE => {
-            UnderlayError::InUse { addr, holder: holder::of_udp_port(addr.port()) }
-        }
+        rustix::io::Errno::ADDRINUSE => UnderlayError::InUse { addr, holder: holder::of_udp_port(addr.port()) },
         error => UnderlayError::Bind { addr, error: error.into() },
     })?;
     adopt(fd, wanted)

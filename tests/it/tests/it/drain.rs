@@ -67,17 +67,17 @@ fn a_daemon_that_ends_takes_its_tun_and_its_socket_with_it() -> Result<()> {
 }
 
 #[test]
-fn a_second_sigterm_does_no_harm() -> Result<()> {
+fn a_second_sigterm_ends_the_wait_for_the_first() -> Result<()> {
     let Some(mut tunnel) = Tunnel::builder().build()? else { return Ok(()) };
     let process = tunnel.a.weftd.process();
     process.signal(Signal::TERM)?;
     // Not reaped yet, it can be signalled whether it still runs or not.
     process.signal(Signal::TERM)?;
     let status = process.wait(END_TIMEOUT)?;
-    assert!(status.code().is_some(), "{status}");
+    // 0: its workers had ended by then. 1: they had not.
+    assert!(matches!(status.code(), Some(0 | 1)), "{status}");
     assert!(!tunnel.a.weftd.socket().exists(), "the control socket is there");
-    assert!(tunnel.a.node.netlink()?.link(TUN)?.is_none(), "the TUN is there");
-    Ok(())
+    tun_goes(&tunnel.a.node)
 }
 
 #[test]
@@ -107,13 +107,18 @@ fn a_killed_daemon_is_followed_at_once_by_another() -> Result<()> {
         let socket = tunnel.a.weftd.socket().to_owned();
         tunnel.a.weftd.process().signal(Signal::KILL)?;
         tunnel.a.weftd.process().wait(END_TIMEOUT)?;
-        eventually(TIMEOUT, || {
-            ensure!(tunnel.a.node.netlink()?.link(TUN)?.is_none(), "the TUN of a killed daemon is there");
-            Ok(())
-        })?;
+        tun_goes(&tunnel.a.node)?;
         assert!(socket.exists(), "who removed the socket of a killed daemon?");
     }
     Ok(())
+}
+
+/// Waits until the kernel has taken apart the ring of a daemon that ended in the midst of its work, which holds the TUN.
+fn tun_goes(node: &Node) -> Result<()> {
+    eventually(TIMEOUT, || {
+        ensure!(node.netlink()?.link(TUN)?.is_none(), "the TUN of a daemon that ended is there");
+        Ok(())
+    })
 }
 
 fn works(tunnel: &Tunnel) -> Result<()> {
