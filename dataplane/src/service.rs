@@ -78,6 +78,9 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
     if let Some(mtu) = config.mtu {
         dev::set_mtu(&device.name, mtu.into()).map_err(resource("set the TUN's MTU"))?;
     }
+    if config.persist {
+        device.set_persist(true)?;
+    }
     let mtu = dev::mtu(&device.name).map_err(resource("read the TUN's MTU"))? as u16;
     accept_own_address(&device.name);
 

@@ -246,12 +246,7 @@ pub unsafe fn write_gather(fd: BorrowedFd<'_>, gather: &Gather) -> io::Result<us
 pub unsafe fn send_batch(socket: BorrowedFd<'_>, messages: &mut [libc::mmsghdr]) -> io::Result<usize> {
     // SAFETY: the slice holds `len` headers, and the caller promises that what they point to is alive.
     let result = unsafe {
-        libc::sendmmsg(
-            socket.as_raw_fd(),
-            messages.as_mut_ptr(),
-            messages.len() as libc::c_uint,
-            libc::MSG_DONTWAIT,
-        )
+        libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), messages.len() as libc::c_uint, libc::MSG_DONTWAIT)
     };
     check(result.into())
 }

@@ -180,7 +180,8 @@ impl<E: Engine> Worker<'_, E> {
         for (index, (frame, range)) in op.packets.iter().enumerate() {
             let packet = self.io.pool.bytes(*frame, range.start as usize..range.end as usize);
             // The head was rewritten for the chain; its header was kept.
-            let (head, rest) = if index == 0 { (&op.head[..op.head_len], &packet[op.head_len..]) } else { (&[][..], packet) };
+            let (head, rest) =
+                if index == 0 { (&op.head[..op.head_len], &packet[op.head_len..]) } else { (&[][..], packet) };
             let parts = [IoSlice::new(&plain[..self.vnet_len]), IoSlice::new(head), IoSlice::new(rest)];
             if rustix::io::writev(self.tun, &parts).is_err() {
                 self.view.stats.decap_drops[DropReason::TunError.index()].add(1);
