@@ -3,9 +3,12 @@
 //! Each module draws its topology on top. Everything here needs root; see [`weft_lab`] for what happens without. The daemon
 //! under test is the one next to this binary (`cargo build -p weft-dataplane --bin weftd`).
 
+mod craft;
 mod drain;
+mod drops;
 mod fallback;
 mod forwarding;
+mod half;
 mod idle;
 mod lpm;
 mod offload;
