@@ -11,12 +11,16 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use weft_lab::topology::Pair;
 use weft_lab::{Capture, Frame, Injector, Lab, Link, Node, WeftdOptions, eventually};
 use weft_proto::{PeerSpec, RouteSet, RouteSpec};
 
 use crate::craft::{self, Packet};
 use crate::support::{Family, Host, PORT, TIMEOUT, TUN, net};
+
+/// Bytes that may wait for a test that plays the peer, so that it is not the test that loses datagrams.
+const RECEIVE_BUFFER_LEN: usize = 16 << 20;
 
 /// The half tunnel.
 pub struct Half {
@@ -62,6 +66,7 @@ impl Half {
         let bind = SocketAddr::new(Family::V4.underlay(2), PORT);
         let socket = peer.run(|| UdpSocket::bind(bind))?;
         socket.set_read_timeout(Some(TIMEOUT))?;
+        set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_LEN)?;
         let injector = Injector::open(&node, TUN)?;
         let host = Host { number: 1, node, weftd, options, address, tun_mtu: 1500 };
         let this = Self { host, injector, socket, peer, link, lab, markers: 0.into() };
