@@ -4,6 +4,7 @@
 //! - [`Link`] is a cable between two nodes, in [`Mode::Offload`] or [`Mode::Wire`]; [`topology`] has ready-made networks.
 //! - [`Process`] and [`Weftd`] run programs on a node; [`Capture`] sees the frames of a link, [`Injector`] adds some.
 //! - [`ping`], [`tcp`] and [`udp`] make traffic whose every byte is checked on arrival.
+//! - [`measure`] measures throughput, packet rates, latency and CPU time, payload checked.
 //! - [`eventually`] waits for a condition; tests never wait for time.
 //!
 //! ```no_run
@@ -26,6 +27,7 @@ mod capture;
 mod ethtool;
 mod inject;
 mod link;
+pub mod measure;
 mod node;
 mod ping;
 mod process;

@@ -11,6 +11,10 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use rustix::thread::UnshareFlags;
 
+mod datagram_batch;
+
+pub use datagram_batch::DatagramBatch;
+
 /// Moves the calling thread into a new network namespace.
 pub fn unshare_network() -> io::Result<()> {
     // SAFETY: NEWNET gives this thread another view of the network; it does not touch its descriptor table.
