@@ -10,4 +10,7 @@ mod idle;
 mod lpm;
 mod offload;
 mod route_swap;
+mod run_follow;
 mod support;
+mod tunnel_up;
+mod weft;
