@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod causes;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -18,4 +18,7 @@ mod offload;
 mod peer_check;
 mod refusals;
 mod route_swap;
+mod run_follow;
 mod support;
+mod tunnel_up;
+mod weft;
