@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use ipnet::IpNet;
 use rustix::io::Errno;
+use weft_lab::topology::Pair;
+use weft_lab::{Lab, eventually};
 use weft_netlink::{
     Address, Event, Events, FdbEntry, Group, MacAddr, Neighbour, Netlink, NetlinkError, NewLink, NewLinkKind, Route,
     RouteFilter, RouteKind, Veth, Vxlan, protocol,
 };
-use weft_lab::topology::Pair;
-use weft_lab::{Lab, eventually};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
