@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use std::env;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -26,6 +26,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const END_TIMEOUT: Duration = Duration::from_secs(7);
 /// Longest wait for the end after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Length in bytes from which a log is begun anew at the next start.
+const LOG_LEN_MAX: u64 = 1 << 20;
+/// Line that separates one weftd's log from the next one's.
+const LOG_MARK: &str = "=== weft starts weftd ===";
 /// Lines of weftd's own log that an error quotes.
 const LOG_LINES_QUOTED: usize = 8;
 
@@ -33,10 +37,10 @@ const LOG_LINES_QUOTED: usize = 8;
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// No executable.
-    #[error("weftd was not found: looked at {}", .looked_at.join(", "))]
+    #[error("weftd was not found: looked at {looked_at}")]
     NotFound {
         /// The places.
-        looked_at: Vec<String>,
+        looked_at: String,
     },
     /// It could not be executed.
     #[error("{program}: cannot be started: {source}")]
@@ -55,10 +59,10 @@ pub enum DaemonError {
         log: String,
     },
     /// It is there and does not answer.
-    #[error("weftd does not answer: {source}{}", quoted(.log))]
+    #[error("weftd does not answer within {} s: {why}{}", READY_TIMEOUT.as_secs(), quoted(.log))]
     Silent {
         /// Why the last attempt failed.
-        source: Box<ClientError>,
+        why: String,
         /// The end of its log.
         log: String,
     },
@@ -81,8 +85,10 @@ pub enum DaemonError {
     Interrupted,
 }
 
-fn quoted(log: &str) -> String {
-    let lines: String = log.lines().map(|line| format!("\n  weftd: {line}")).collect();
+/// A log as a part of a sentence.
+pub fn quoted(log: &str) -> String {
+    let lines: String =
+        log.lines().map(|line| format!("\n  weftd: {}", line.strip_prefix("weftd: ").unwrap_or(line))).collect();
     if lines.is_empty() { "; it said nothing".to_owned() } else { format!("; it said:{lines}") }
 }
 
@@ -106,18 +112,17 @@ pub struct ProcessHandle {
 
 /// Finds weftd: `$WEFTD`, beside this executable, in `$PATH`.
 pub fn find() -> Result<PathBuf, DaemonError> {
-    let mut candidates = Vec::new();
-    match env::var_os(WEFTD_VARIABLE) {
-        Some(named) => candidates.push(PathBuf::from(named)),
-        None => {
-            candidates.extend(env::current_exe().ok().map(|own| own.with_file_name("weftd")));
-            let path = env::var_os("PATH").unwrap_or_default();
-            candidates.extend(env::split_paths(&path).map(|dir| dir.join("weftd")));
-        }
+    let usable = |candidate: &Path| candidate.canonicalize().ok().filter(|path| path.is_file());
+    if let Some(named) = env::var_os(WEFTD_VARIABLE) {
+        let looked_at = format!("{}, which {WEFTD_VARIABLE} names", named.display());
+        return usable(Path::new(&named)).ok_or(DaemonError::NotFound { looked_at });
     }
-    let found = candidates.iter().find_map(|candidate| candidate.canonicalize().ok().filter(|path| path.is_file()));
-    found.ok_or_else(|| DaemonError::NotFound {
-        looked_at: candidates.iter().map(|candidate| candidate.display().to_string()).collect(),
+    let beside = env::current_exe().ok().map(|own| own.with_file_name("weftd"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = beside.iter().cloned().chain(env::split_paths(&path).map(|dir| dir.join("weftd")));
+    let mut found = found.filter_map(|candidate| usable(&candidate));
+    found.next().ok_or_else(|| DaemonError::NotFound {
+        looked_at: format!("{} and in PATH", beside.unwrap_or_default().display()),
     })
 }
 
@@ -155,7 +160,7 @@ pub fn arguments(tunnel: &Tunnel, socket: &Path) -> Vec<String> {
 /// no process in a new session and this crate has no unsafe code; so it works from the `weft` binary only.
 pub fn start(program: &Path, arguments: &[String], mtu: u32, paths: &Paths) -> Result<(Child, Process), DaemonError> {
     let failed = |source| DaemonError::Start { program: program.to_path_buf(), source };
-    let log = fs::File::create(paths.log()).map_err(failed)?;
+    let log = open_log(&paths.log()).map_err(failed)?;
     if Client::connect(paths.socket(), ANSWER_TIMEOUT).is_err() {
         let _ = fs::remove_file(paths.socket());
     }
@@ -192,13 +197,12 @@ pub fn exec_in_own_session(program: &Path, arguments: &[std::ffi::OsString]) -> 
 pub fn wait_ready(child: &mut Child, paths: &Paths, interrupted: &dyn Fn() -> bool) -> Result<Client, DaemonError> {
     let deadline = Instant::now() + READY_TIMEOUT;
     loop {
-        let error = match Client::connect(paths.socket(), ANSWER_TIMEOUT) {
+        let socket = paths.socket();
+        let why = match Client::connect(&socket, ANSWER_TIMEOUT) {
             Ok(client) if client.hello().pid == child.id() => return Ok(client),
-            Ok(client) => ClientError::Protocol {
-                path: paths.socket(),
-                what: format!("process {} answers, and {} was started", client.hello().pid, child.id()),
-            },
-            Err(error) => error,
+            Ok(client) => format!("at {} answers process {}", socket.display(), client.hello().pid),
+            Err(ClientError::Unreachable { source, .. }) => format!("{}: {source}", socket.display()),
+            Err(error) => error.to_string(),
         };
         if let Ok(Some(status)) = child.try_wait() {
             return Err(DaemonError::Ended { status, log: log_tail(&paths.log()) });
@@ -207,19 +211,25 @@ pub fn wait_ready(child: &mut Child, paths: &Paths, interrupted: &dyn Fn() -> bo
             return Err(DaemonError::Interrupted);
         }
         if Instant::now() >= deadline {
-            return Err(DaemonError::Silent { source: Box::new(error), log: log_tail(&paths.log()) });
+            return Err(DaemonError::Silent { why, log: log_tail(&paths.log()) });
         }
         std::thread::sleep(READY_POLL);
     }
 }
 
 impl Process {
+    /// A process that runs, as it is found.
+    pub fn of(pid: u32) -> Result<Process, DaemonError> {
+        let read = |source| DaemonError::Process { pid, source };
+        Ok(Process { pid, start_ticks: start_ticks(pid).map_err(read)?, program: program_of(pid).map_err(read)? })
+    }
+
     /// A handle on this very process, if it lives: same id, same start time, same executable.
     pub fn handle(&self) -> Option<ProcessHandle> {
         let pid = Pid::from_raw(i32::try_from(self.pid).ok()?)?;
         // First the handle, then the look: what is seen afterwards is the process that the handle means.
         let fd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        let is_same = start_ticks(self.pid).ok()? == self.start_ticks && program_of(self.pid)? == self.program;
+        let is_same = start_ticks(self.pid).ok()? == self.start_ticks && program_of(self.pid).ok()? == self.program;
         let handle = ProcessHandle { pid: self.pid, fd };
         (is_same && !handle.has_ended()).then_some(handle)
     }
@@ -275,6 +285,15 @@ pub fn end(handle: &ProcessHandle, socket: &Path) -> Result<&'static str, Daemon
     Err(DaemonError::Stuck { pid: handle.pid })
 }
 
+/// Ends a child that [`end`] did not recognise, such as one that is still on its way to being weftd, and collects it.
+pub fn end_child(mut child: Child) {
+    if matches!(child.try_wait(), Ok(None)) {
+        // Both fail only if the child is gone.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
 fn start_ticks(pid: u32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     parse_start_ticks(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc/PID/stat"))
@@ -287,14 +306,28 @@ fn parse_start_ticks(stat: &str) -> Option<u64> {
 }
 
 /// The executable of a process; one that was replaced on disk since keeps its name.
-fn program_of(pid: u32) -> Option<PathBuf> {
-    let link = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    let text = link.to_str()?;
-    Some(PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(text)))
+fn program_of(pid: u32) -> io::Result<PathBuf> {
+    let link = fs::read_link(format!("/proc/{pid}/exe"))?;
+    Ok(match link.to_str().and_then(|text| text.strip_suffix(" (deleted)")) {
+        Some(text) => PathBuf::from(text),
+        None => link,
+    })
 }
 
-fn log_tail(path: &Path) -> String {
+/// Opens the log behind what an earlier weftd said, whose end may be what somebody wants to know about.
+fn open_log(path: &Path) -> io::Result<fs::File> {
+    let mut log = fs::OpenOptions::new().create(true).append(true).open(path)?;
+    if log.metadata()?.len() > LOG_LEN_MAX {
+        log.set_len(0)?;
+    }
+    writeln!(log, "{LOG_MARK}")?;
+    Ok(log)
+}
+
+/// The last lines that the latest weftd wrote to the log.
+pub fn log_tail(path: &Path) -> String {
     let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text = text.rsplit_once(LOG_MARK).map_or(text.as_str(), |(_, latest)| latest);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines[lines.len().saturating_sub(LOG_LINES_QUOTED)..].join("\n")
 }
@@ -327,11 +360,12 @@ mod tests {
         let program = loop {
             // Until exec, the child still shows this test's executable.
             match program_of(child.id()) {
-                Some(program) if program.file_name() != env::current_exe().unwrap().file_name() => break program,
+                Ok(program) if program.file_name() != env::current_exe().unwrap().file_name() => break program,
                 _ => std::thread::yield_now(),
             }
         };
-        let process = Process { pid: child.id(), start_ticks: start_ticks(child.id()).unwrap(), program };
+        let process = Process::of(child.id()).unwrap();
+        assert_eq!(process.program, program);
         let handle = process.handle().expect("it lives");
         assert!(Process { start_ticks: process.start_ticks + 1, ..process.clone() }.handle().is_none());
         assert!(Process { program: "/bin/other".into(), ..process.clone() }.handle().is_none());
@@ -346,8 +380,11 @@ mod tests {
     fn an_error_quotes_the_end_of_weftds_log() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("t.log");
-        fs::write(&path, (0..20).map(|line| format!("line {line}\n")).collect::<String>()).unwrap();
+        let mut log = open_log(&path).unwrap();
+        (0..20).for_each(|line| writeln!(log, "line {line}").unwrap());
         let text = quoted(&log_tail(&path));
         assert!(text.ends_with("weftd: line 19") && !text.contains("line 11\n"), "{text}");
+        writeln!(open_log(&path).unwrap(), "weftd: another").unwrap();
+        assert_eq!(quoted(&log_tail(&path)), "; it said:\n  weftd: another");
     }
 }

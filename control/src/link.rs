@@ -197,8 +197,8 @@ mod tests {
 
     #[test]
     fn a_network_within_the_own_prefix_is_not_routed_twice() {
-        for network in ["10.99.0.0/16", "10.99.2.0/23"] {
-            let plan = plan(&format!("address = \"10.99.0.1/16\"\nnetwork = \"{network}\""));
+        for network in ["[\"10.99.0.0/16\"]", "[\"10.99.0.0/24\", \"10.99.2.0/23\"]"] {
+            let plan = plan(&format!("address = \"10.99.0.1/16\"\nnetwork = {network}"));
             assert_eq!((plan.routes, plan.safety), (nets(&[]), nets(&["10.99.0.0/16"])), "{network}");
         }
     }

@@ -13,20 +13,24 @@ use crate::backend::udp_tunnel::{Push, UdpTunnel};
 use crate::cli::Exit;
 use crate::client::{Client, ClientError};
 use crate::config::Tunnel;
-use crate::daemon::{self, DaemonError, ProcessHandle};
+use crate::daemon::{self, DaemonError, Process, ProcessHandle};
 use crate::link::{LinkPlan, device_mtu};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::rib;
 use crate::source::resolve::{Names, Unresolved};
 use crate::state::{self, Lock, Paths, State, StateError, Tun};
+use rustix::thread::CapabilitySet;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest wait for weftd's answer to a question about itself.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for the device to go after weftd has ended, and how often to look.
+const DEVICE_GONE_TIMEOUT: Duration = Duration::from_secs(2);
+const DEVICE_GONE_POLL: Duration = Duration::from_millis(5);
 
 /// Why a tunnel could not be brought up, changed or taken down.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +51,9 @@ pub enum TunnelError {
         /// weftd.
         pid: u32,
     },
+    /// No right to make a device.
+    #[error("a TUN device and routes need CAP_NET_ADMIN, which this process does not have")]
+    NotPermitted,
     /// The process.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
@@ -65,6 +72,7 @@ impl TunnelError {
     /// The exit code of a command that failed with this.
     pub fn exit(&self) -> Exit {
         match self {
+            TunnelError::NotPermitted => Exit::NotPermitted,
             TunnelError::Client(error) => error.into(),
             TunnelError::Netlink(error) if error.is_permission_denied() => Exit::NotPermitted,
             TunnelError::State(error) if error.is_permission_denied() => Exit::NotPermitted,
@@ -167,6 +175,10 @@ impl Live {
         config: &Path,
         names: &Names,
     ) -> Result<(State, Netlink, Child), TunnelError> {
+        let held = rustix::thread::capabilities(None).map(|sets| sets.effective);
+        if held.is_ok_and(|held| !held.contains(CapabilitySet::NET_ADMIN)) {
+            return Err(TunnelError::NotPermitted);
+        }
         let mut netlink = Netlink::open()?;
         let network_namespace = state::network_namespace()?;
         let program = daemon::find()?;
@@ -194,6 +206,8 @@ impl Live {
     fn meet_weftd(&mut self, interrupted: &dyn Fn() -> bool) -> Result<(), TunnelError> {
         let child = self.child.as_mut().expect("weftd was just started as a child");
         let mut client = daemon::wait_ready(child, &self.paths, interrupted)?;
+        // What was started may be a wrapper that became weftd.
+        self.state.weftd = Process::of(client.hello().pid)?;
         self.note_tun(&mut client)
     }
 
@@ -239,6 +253,11 @@ impl Live {
     /// A handle on weftd, if it lives.
     pub fn weftd(&self) -> Option<ProcessHandle> {
         self.state.weftd.handle()
+    }
+
+    /// What weftd said last, as a part of a sentence.
+    pub fn last_words(&self) -> String {
+        daemon::quoted(&daemon::log_tail(&self.paths.log()))
     }
 
     /// Whether weftd runs with other arguments than `tunnel` asks for: only a restart changes those.
@@ -293,6 +312,9 @@ impl Live {
             if let Err(error) = self.end_weftd() {
                 tracing::warn!("{error}");
             }
+            if let Some(child) = self.child.take() {
+                daemon::end_child(child);
+            }
         })
     }
 
@@ -302,6 +324,7 @@ impl Live {
             daemon::end(&handle, &self.paths.socket())?;
         }
         self.reap();
+        wait_device_gone(&mut self.netlink, &self.state)?;
         Ok(())
     }
 
@@ -336,12 +359,8 @@ impl Live {
     fn note_tun(&mut self, client: &mut Client) -> Result<(), TunnelError> {
         let status = client.status()?;
         self.bind = status.bind;
-        let tun = Some(Tun { name: status.tun_name, ifindex: status.tun_ifindex });
-        if self.state.tun != tun {
-            self.state.tun = tun;
-            self.paths.write_state(&self.state)?;
-        }
-        Ok(())
+        self.state.tun = Some(Tun { name: status.tun_name, ifindex: status.tun_ifindex });
+        Ok(self.paths.write_state(&self.state)?)
     }
 }
 
@@ -380,7 +399,9 @@ pub fn take_down(paths: &Paths, state: Option<&State>) -> Result<TakenDown, Tunn
         taken.weftd = Some(daemon::end(&handle, &paths.socket())?);
     }
     if is_here {
-        state.plan.remove_safety(&mut Netlink::open()?)?;
+        let mut netlink = Netlink::open()?;
+        wait_device_gone(&mut netlink, state)?;
+        state.plan.remove_safety(&mut netlink)?;
     } else if !state.plan.safety.is_empty() {
         let networks: Vec<String> = state.plan.safety.iter().map(ToString::to_string).collect();
         taken.left = Some(format!(
@@ -392,11 +413,26 @@ pub fn take_down(paths: &Paths, state: Option<&State>) -> Result<TakenDown, Tunn
     Ok(taken)
 }
 
+/// Waits, for a while, until the device of a weftd that has ended is gone. The kernel takes an io_uring apart after the end
+/// of its process, and until then the ring holds device and UDP port.
+fn wait_device_gone(netlink: &mut Netlink, state: &State) -> Result<(), NetlinkError> {
+    let Some(tun) = &state.tun else { return Ok(()) };
+    let deadline = Instant::now() + DEVICE_GONE_TIMEOUT;
+    while netlink.link(tun.ifindex)?.is_some_and(|link| link.name == tun.name) {
+        if Instant::now() >= deadline {
+            tracing::warn!("device {} is still there; somebody else may hold it", tun.name);
+            break;
+        }
+        std::thread::sleep(DEVICE_GONE_POLL);
+    }
+    Ok(())
+}
+
 /// Takes down what there is of a tunnel that failed to come up, and gives back why.
 fn undo(paths: &Paths, lock: Lock, state: State, child: Option<Child>, error: TunnelError) -> TunnelError {
     let undone = take_down(paths, Some(&state));
-    if let Some(mut child) = child {
-        let _ = child.try_wait();
+    if let Some(child) = child {
+        daemon::end_child(child);
     }
     if let Err(failure) = undone.and_then(|_| Ok(paths.remove(lock)?)) {
         tracing::error!("undoing was not complete: {failure}; try `weft down {}`", paths.name());

@@ -26,6 +26,9 @@ pub struct Config {
     /// TUN device to create, or to attach to if it is persistent; the kernel fills a `%d` in
     #[arg(long, value_name = "NAME", default_value = "flannel%d", value_parser = tun_name)]
     pub tun: String,
+    /// Keep the TUN, with its addresses and routes, when weftd ends; the next weftd attaches to it
+    #[arg(long)]
+    pub persist: bool,
     /// Underlay address and UDP port; [::] serves IPv4 peers, too
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8285")]
     pub bind: SocketAddr,

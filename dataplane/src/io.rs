@@ -229,7 +229,7 @@ impl<T> Slots<T> {
     }
     /// The next queued slot, for the engine.
     #[inline]
-    pub fn next(&mut self) -> Option<u16> {
+    pub fn pop_queued(&mut self) -> Option<u16> {
         self.queued.pop_front()
     }
     /// Whether nothing is queued.

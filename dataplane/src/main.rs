@@ -14,8 +14,7 @@ fn main() -> ExitCode {
     let (level, handle) = reload::Layer::new(config.log);
     let lines = fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(false);
     tracing_subscriber::registry().with(level).with(lines).init();
-    let mut set_log_level =
-        move |level: LogLevel| handle.reload(filter(level)).map_err(|error| error.to_string());
+    let mut set_log_level = move |level: LogLevel| handle.reload(filter(level)).map_err(|error| error.to_string());
     match service::run(&config, &mut set_log_level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -99,18 +99,20 @@ impl Pool {
     #[inline]
     pub fn bytes(&self, frame: FrameId, range: Range<usize>) -> &[u8] {
         self.check(frame, &range);
+        let start = self.address(frame).wrapping_add(range.start);
         // SAFETY: `check` keeps the range within the frame, the region is initialised (zeroed) memory, and a held frame is
         // not with the kernel, so nobody writes while `self` is borrowed.
-        unsafe { std::slice::from_raw_parts(self.address(frame).add(range.start), range.len()) }
+        unsafe { std::slice::from_raw_parts(start, range.len()) }
     }
 
     /// Bytes `range` of a held frame, to be changed.
     #[inline]
     pub fn bytes_mut(&mut self, frame: FrameId, range: Range<usize>) -> &mut [u8] {
         self.check(frame, &range);
+        let start = self.address(frame).wrapping_add(range.start);
         // SAFETY: as in `bytes`; the mutable borrow of the pool excludes every other slice of it. Queued operations keep raw
         // pointers, not references, and each packet is queued only after it was last changed.
-        unsafe { std::slice::from_raw_parts_mut(self.address(frame).add(range.start), range.len()) }
+        unsafe { std::slice::from_raw_parts_mut(start, range.len()) }
     }
 
     #[inline]

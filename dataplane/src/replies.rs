@@ -77,8 +77,8 @@ impl Replies {
             }
         };
         let bucket = &mut self.by_source[sender.wrapping_mul(0x9E37_79B1) as usize >> 24];
-        let allowed = bucket.take(now_ms, ICMP_PER_SOURCE, ICMP_PER_SOURCE)
-            && self.all.take(now_ms, self.per_second, ICMP_BURST);
+        let allowed =
+            bucket.take(now_ms, ICMP_PER_SOURCE, ICMP_PER_SOURCE) && self.all.take(now_ms, self.per_second, ICMP_BURST);
         if allowed { Reply::Built(len) } else { Reply::Limited }
     }
 

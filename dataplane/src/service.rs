@@ -78,6 +78,9 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
     if let Some(mtu) = config.mtu {
         dev::set_mtu(&device.name, mtu.into()).map_err(resource("set the TUN's MTU"))?;
     }
+    if config.persist {
+        device.set_persist(true)?;
+    }
     let mtu = dev::mtu(&device.name).map_err(resource("read the TUN's MTU"))? as u16;
     accept_own_address(&device.name);
 
@@ -181,7 +184,10 @@ fn open_tun(config: &Config, count: usize) -> Result<TunDevice, ServiceError> {
             Ok(tun::open_native(&config.tun, count, wanted)?)
         }
         Opener::Simple if config.workers.is_some_and(|workers| workers > 1) => Err(TunError::OneQueue.into()),
-        Opener::Simple => Ok(tun::open_simple(&config.tun)?),
+        Opener::Simple => {
+            let busy = |error: &TunError| matches!(error, TunError::Attach { error, .. } if error.raw_os_error() == Some(libc::EBUSY));
+            Ok(holder::once_released(|| tun::open_simple(&config.tun), busy)?)
+        }
     }
 }
 

@@ -29,7 +29,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use weft_fib::{Fib, FibReader, OwnerId, PeerId};
 use weft_packet::gso::Split;
 use weft_packet::icmp::IcmpError;
@@ -73,6 +73,7 @@ pub struct Worker<'a, E> {
     replies: Replies,
     partial: Option<Partial>,
     vnet_len: usize,
+    /// CLOCK_MONOTONIC at the end of the last turn, milliseconds.
     now_ms: u64,
 }
 
@@ -99,7 +100,7 @@ impl<'a, E: Engine> Worker<'a, E> {
             replies: Replies::new(&settings.tun_name, settings.workers),
             partial: None,
             vnet_len: if vnet { VNET_LEN } else { 0 },
-            now_ms: 0,
+            now_ms: monotonic().as_millis() as u64,
             view,
             command,
             settings,
@@ -117,16 +118,15 @@ impl<'a, E: Engine> Worker<'a, E> {
     }
 
     fn forward(&mut self, fib: &FibReader) -> stdio::Result<()> {
-        let start = Instant::now();
-        let mut last_active = start;
+        let mut last_active = Duration::ZERO;
         let mut wait = Wait::No;
         while self.command.load(Relaxed) == Command::Run as u8 {
             self.engine.turn(&mut self.io, wait)?;
             let active = self.io.has_received();
             self.carry(fib);
             self.count_turn(wait);
-            let now = Instant::now();
-            self.now_ms = (now - start).as_millis() as u64;
+            let now = monotonic();
+            self.now_ms = now.as_millis() as u64;
             if active {
                 last_active = now;
             }
@@ -206,9 +206,9 @@ impl<'a, E: Engine> Worker<'a, E> {
         let packet = rx.data.start + self.vnet_len.min(data.len())..rx.data.end;
         let vnet = if self.vnet_len > 0 { VnetHeader::parse(data) } else { Ok(VnetHeader::PLAIN) };
         let port = self.socket.local.port();
-        let plan = vnet.map_err(Refusal::from).and_then(|vnet| {
-            encap::plan(fib, port, &vnet, &mut data[self.vnet_len.min(rx.data.len())..])
-        });
+        let plan = vnet
+            .map_err(Refusal::from)
+            .and_then(|vnet| encap::plan(fib, port, &vnet, &mut data[self.vnet_len.min(rx.data.len())..]));
         match plan {
             Ok(forward) if forward.datagram_len() <= usize::from(self.path_mtus.limit(forward.peer)) => {
                 let peer = fib.peer(forward.peer);
@@ -236,7 +236,7 @@ impl<'a, E: Engine> Worker<'a, E> {
             Err(refusal) => {
                 stats.encap_drops[refusal.reason.index()].add(1);
                 if let Some((kind, inner)) = refusal.reply {
-                    self.reply_to_tun(kind, rx.frame, packet, &inner);
+                    self.reply_to_tun(kind, &rx, packet, &inner);
                 }
             }
         }
@@ -266,7 +266,7 @@ impl<'a, E: Engine> Worker<'a, E> {
         true
     }
 
-    /// UDP -> TUN: one receive. Gives back what is left of it when writes or sends ran out.
+    /// UDP -> TUN: one receive. Gives back what is left of it when writes ran out.
     fn decap(&mut self, fib: &Fib, rx: UdpRx) -> Option<UdpRx> {
         let stats = &self.view.stats;
         let datagrams = rx.data.len().div_ceil(rx.stride.max(1)).max(1) as u64;
@@ -303,10 +303,10 @@ impl<'a, E: Engine> Worker<'a, E> {
         None
     }
 
-    /// One datagram; false when writes or sends ran out and nothing was done.
+    /// One datagram; false when writes ran out and nothing was done.
     #[inline]
     fn decap_datagram(&mut self, fib: &Fib, owner: Option<OwnerId>, rx: &UdpRx, range: Range<usize>) -> bool {
-        if self.io.writes.free() == 0 || self.io.sends.free() == 0 {
+        if self.io.writes.free() == 0 {
             return false;
         }
         let stats = &self.view.stats;
@@ -321,9 +321,10 @@ impl<'a, E: Engine> Worker<'a, E> {
                     let peer = stats.peer(peer);
                     peer.rx_packets.add(1);
                     peer.rx_bytes.add(len as u64);
-                    peer.last_rx_ms.store(self.now_ms.max(1), Relaxed);
+                    peer.last_rx_ms.store(self.now_ms, Relaxed);
                 }
-                let taken = self.coalescer.push(&mut self.io, rx.frame, range.start..range.start + len, &admitted.inner);
+                let taken =
+                    self.coalescer.push(&mut self.io, rx.frame, range.start..range.start + len, &admitted.inner);
                 assert!(taken, "a write is free: looked at above");
             }
             Err(refusal) => {
@@ -337,10 +338,14 @@ impl<'a, E: Engine> Worker<'a, E> {
     }
 
     /// Writes an ICMP error about a packet from TUN back to TUN.
-    fn reply_to_tun(&mut self, kind: IcmpError, frame: crate::pool::FrameId, packet: Range<usize>, inner: &Inner) {
+    fn reply_to_tun(&mut self, kind: IcmpError, rx: &TunRx, packet: Range<usize>, inner: &Inner) {
         let mut out = [0; SCRATCH_LEN];
-        let packet = self.io.pool.bytes(frame, packet);
-        let reply = self.replies.build(kind, packet, inner, self.now_ms, &mut out);
+        let vnet = self.io.pool.bytes(rx.frame, rx.data.start..packet.start);
+        let packet = self.io.pool.bytes(rx.frame, packet);
+        let vnet = VnetHeader::parse(vnet).unwrap_or(VnetHeader::PLAIN);
+        let mut first = [0; SCRATCH_LEN];
+        let (packet, inner) = first_segment(&vnet, inner, packet, &mut first);
+        let reply = self.replies.build(kind, packet, &inner, self.now_ms, &mut out);
         self.write_reply(reply, &out);
     }
 
@@ -386,8 +391,10 @@ impl<'a, E: Engine> Worker<'a, E> {
             Reply::Built(len) => {
                 let (name, name_len) = self.socket.name(fib.peer(id).addr);
                 let to = Destination { peer: id, name, name_len };
-                let slot = self.batcher.slot(&mut self.io, &self.view.stats, &to, len, len);
-                let slot = slot.expect("a send is free: the caller looked");
+                let Some(slot) = self.batcher.slot(&mut self.io, &self.view.stats, &to, len, len) else {
+                    counters.icmp_limited.add(1);
+                    return;
+                };
                 let op = &mut self.io.sends[slot];
                 op.header(len).copy_from_slice(&out[..len]);
                 op.end_datagram();
@@ -395,4 +402,29 @@ impl<'a, E: Engine> Worker<'a, E> {
             }
         }
     }
+}
+
+/// CLOCK_MONOTONIC.
+fn monotonic() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// What an error about a packet quotes: the packet, or the start of a super-packet's first segment, whose lengths are those
+/// of a packet that the sender knows.
+fn first_segment<'p>(
+    vnet: &VnetHeader,
+    inner: &Inner,
+    packet: &'p [u8],
+    first: &'p mut [u8; SCRATCH_LEN],
+) -> (&'p [u8], Inner) {
+    let Ok(split) = Split::new(vnet, inner, packet) else { return (packet, *inner) };
+    let header_len = split.header_len();
+    if header_len > first.len() {
+        return (packet, *inner);
+    }
+    let payload = split.segment(0, packet, &mut first[..header_len]);
+    let len = first.len().min(header_len + payload.len());
+    first[header_len..len].copy_from_slice(&packet[payload][..len - header_len]);
+    (&first[..len], Inner { total_len: split.segment_len() as u16, ..*inner })
 }

@@ -85,7 +85,7 @@ impl Engine for Memory {
                 Purpose::Udp => self.udp_free.push(frame),
             }
         }
-        while let Some(slot) = io.sends.next() {
+        while let Some(slot) = io.sends.pop_queued() {
             let op = &io.sends[slot];
             if op.count() > 1
                 && let Some(errno) = self.refuse_batches
@@ -95,13 +95,16 @@ impl Engine for Memory {
             }
             if self.record {
                 let mut out = vec![0; PACKET_LEN_MAX];
-                let datagrams = (0..op.count()).map(|i| { let len = op.copy_datagram(i, &mut out); out[..len].to_vec() });
+                let datagrams = (0..op.count()).map(|i| {
+                    let len = op.copy_datagram(i, &mut out);
+                    out[..len].to_vec()
+                });
                 let datagrams = datagrams.collect();
                 self.departures.borrow_mut().push(Departure::Udp { datagrams, segment_len: op.segment_len });
             }
             io.sent(slot);
         }
-        while let Some(slot) = io.writes.next() {
+        while let Some(slot) = io.writes.pop_queued() {
             let op = &io.writes[slot];
             if op.packets.len() > 1
                 && let Some(errno) = self.refuse_chains
@@ -246,13 +249,18 @@ impl Bench {
         Outcome { departures: departures.take(), steady_allocations: last - first }
     }
 
-    fn from_peer(&self, bytes: Vec<u8>, stride: usize) -> Arrival {
+    fn arriving(&self, bytes: Vec<u8>, stride: usize) -> Arrival {
         Arrival::Udp { bytes, stride, source: self.peer.local_addr().unwrap() }
     }
 
     fn datagrams_at_peer(&self, count: usize) -> Vec<Vec<u8>> {
         let mut buffer = vec![0; PACKET_LEN_MAX];
-        (0..count).map(|_| { let len = self.peer.recv(&mut buffer).unwrap(); buffer[..len].to_vec() }).collect()
+        (0..count)
+            .map(|_| {
+                let len = self.peer.recv(&mut buffer).unwrap();
+                buffer[..len].to_vec()
+            })
+            .collect()
     }
 
     fn written_to_tun(&self) -> Vec<u8> {
@@ -334,7 +342,8 @@ fn super_packet(segments: usize) -> Vec<u8> {
 fn equal_packets_of_a_burst_share_one_send_and_a_shorter_one_closes_it() {
     let bench = Bench::new();
     let burst = (0..10u16).map(|i| plain(&udp(HERE, THERE, (1000 + i, 53), 64, &[i as u8; 100])));
-    let burst = burst.chain([plain(&udp(HERE, THERE, (1, 53), 64, &[9; 10])), plain(&udp(HERE, THERE, (2, 53), 64, &[8; 100]))]);
+    let burst = burst
+        .chain([plain(&udp(HERE, THERE, (1, 53), 64, &[9; 10])), plain(&udp(HERE, THERE, (2, 53), 64, &[8; 100]))]);
     let outcome = bench.run(vec![burst.collect()]);
     let counts: Vec<_> = outcome
         .departures
@@ -381,7 +390,7 @@ fn refused_super_packet_batch_arrives_as_complete_segments() {
 fn refused_coalesced_write_is_written_again_singly_as_received() {
     let bench = Bench { refuse_chains: Some(libc::EINVAL), ..Bench::new() };
     let packets: Vec<_> = (0..4u32).map(|i| tcp(THERE, HERE, (80, 4000), 1 + i * 500, &[i as u8; 500])).collect();
-    let buffer = bench.from_peer(packets.concat(), packets[0].len());
+    let buffer = bench.arriving(packets.concat(), packets[0].len());
     let outcome = bench.run(vec![vec![buffer.clone()], vec![buffer]]);
     for packet in &packets {
         let written = bench.written_to_tun();
@@ -409,7 +418,7 @@ fn order_within_a_flow_holds_whatever_is_coalesced() {
         packets.push(tcp(THERE, HERE, (80, 5000 + flow as u16), seqs[flow], &payload));
         seqs[flow] += payload.len() as u32;
     }
-    let arrivals: Vec<_> = packets.iter().map(|packet| bench.from_peer(packet.clone(), packet.len())).collect();
+    let arrivals: Vec<_> = packets.iter().map(|packet| bench.arriving(packet.clone(), packet.len())).collect();
     let outcome = bench.run(arrivals.chunks(10).map(<[Arrival]>::to_vec).collect());
     let mut next = [1u32; 3];
     let mut writes = 0;
@@ -441,7 +450,7 @@ fn steady_state_allocates_nothing() {
     let mut turn: Vec<_> = (0..30u16).map(|i| plain(&udp(HERE, THERE, (1000 + i, 53), 64, &[1; 100]))).collect();
     turn.extend((0..5).map(|_| Arrival::Tun(super_packet(44))));
     let packets: Vec<_> = (0..40u32).map(|i| tcp(THERE, HERE, (80, 4000), 1 + i * 500, &[2; 500])).collect();
-    turn.push(bench.from_peer(packets.concat(), packets[0].len()));
+    turn.push(bench.arriving(packets.concat(), packets[0].len()));
     // Replies and drops are part of the steady state, too, as long as the rate limit withholds them.
     turn.push(plain(&udp(HERE, [10, 3, 0, 1], (1, 1), 64, &[0; 20])));
     turn.push(Arrival::Udp { bytes: packets[0].clone(), stride: 540, source: "127.0.0.2:9".parse().unwrap() });

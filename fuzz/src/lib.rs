@@ -6,7 +6,11 @@ pub mod fib;
 pub mod packet;
 pub mod proto;
 
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// A target: takes any bytes, panics if the relation it checks does not hold.
+pub type Target = fn(&[u8]);
+
+/// Every target by the name of its corpus directory.
+pub const TARGETS: &[(&str, Target)] = &[
     ("ip_check", packet::ip_check),
     ("vnet_split", packet::vnet_split),
     ("coalesce", packet::coalesce),

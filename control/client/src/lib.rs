@@ -32,9 +32,7 @@ pub struct Client {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error(
-        "weftd is not reachable at {path}: {source}; is it running? (`weft status --socket PATH` names another socket)"
-    )]
+    #[error("weftd is not reachable at {path}; is it running? (--socket names another socket)")]
     Unreachable {
         /// The socket.
         path: PathBuf,
@@ -66,7 +64,7 @@ pub enum ClientError {
         after: Duration,
     },
     /// weftd closed the connection or it broke.
-    #[error("weftd at {path} closed the connection: {source}")]
+    #[error("weftd at {path} closed the connection")]
     Closed {
         /// The socket.
         path: PathBuf,

@@ -5,16 +5,18 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 /// Print shell completions
-///
-/// bash: weft completions bash > /etc/bash_completion.d/weft
-/// zsh:  weft completions zsh > "${fpath[1]}/_weft"
-/// fish: weft completions fish > ~/.config/fish/completions/weft.fish
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = WHERE)]
 pub struct Args {
     /// Which shell
     shell: Shell,
 }
+
+const WHERE: &str = "\
+Where the script goes:
+  weft completions bash > /etc/bash_completion.d/weft
+  weft completions zsh > /usr/local/share/zsh/site-functions/_weft
+  weft completions fish > /etc/fish/completions/weft.fish";
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<Exit, CliError> {

@@ -52,7 +52,8 @@ pub fn run(args: Args) -> Result<Exit, CliError> {
 fn sentence(event: &Event) -> String {
     match event {
         Event::TableInstalled { generation, digest, routes, peers, by } => {
-            format!("table generation {generation} in force by {by}: {routes} routes, {peers} peers, digest {digest}")
+            let (routes, peers) = (output::count(*routes, "route"), output::count(*peers, "peer"));
+            format!("table generation {generation} in force by {by}: {routes}, {peers}, digest {digest}")
         }
         Event::OffloadOff { worker, offload } => {
             format!("offload {offload} switched off on worker {worker}: the kernel refused it")

@@ -111,6 +111,11 @@ pub fn table(header: &[&str]) -> Table {
     table
 }
 
+/// "1 route", "2 routes".
+pub fn count(number: u32, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Milliseconds as people say them, to the second above one second.
 pub fn duration(ms: u64) -> String {
     let exact = Duration::from_millis(ms);

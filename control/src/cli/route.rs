@@ -156,9 +156,8 @@ fn report(installed: Installed, json: bool) -> Result<Exit, CliError> {
         output::print_json(&installed, false)?;
     } else {
         let Installed { generation, digest, routes, peers } = installed;
-        output::print(format_args!(
-            "generation {generation} in force: {routes} routes, {peers} peers, digest {digest}"
-        ))?;
+        let (routes, peers) = (output::count(routes, "route"), output::count(peers, "peer"));
+        output::print(format_args!("generation {generation} in force: {routes}, {peers}, digest {digest}"))?;
     }
     Ok(Exit::Ok)
 }

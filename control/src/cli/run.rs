@@ -17,7 +17,6 @@ use std::path::PathBuf;
 /// Under systemd: ExecStart=weft run --config /etc/weft/NAME.toml, ExecReload=kill -HUP $MAINPID; with --keep also
 /// KillMode=process, or systemd ends weftd together with weft.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     /// Tunnel file; see examples/two-hosts-a.toml
     #[arg(long, short, value_name = "FILE")]

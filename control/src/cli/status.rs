@@ -57,7 +57,15 @@ fn render(status: &StatusReport, degraded: &[String]) -> String {
         ("workers", format!("{} of {} running", status.workers_running, status.workers)),
         ("offloads", if offloads.is_empty() { "none".into() } else { offloads.join(" ") }),
         ("peer check", status.peer_check.clone()),
-        ("table", format!("generation {}: {} routes, {} peers", status.generation, status.routes, status.peers)),
+        (
+            "table",
+            format!(
+                "generation {}: {}, {}",
+                status.generation,
+                output::count(status.routes, "route"),
+                output::count(status.peers, "peer")
+            ),
+        ),
         ("digest", status.digest.to_string()),
         ("drops", format!("{} encap, {} decap (`weft stats` says why)", status.encap_drops, status.decap_drops)),
     ];

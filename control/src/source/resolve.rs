@@ -91,7 +91,10 @@ impl Names {
         let mut unresolved = Vec::new();
         for peer in &tunnel.peers {
             let found = match &peer.endpoint.host {
-                Host::Addr(address) => Ok(*address),
+                Host::Addr(address) => match endpoint_fault(*address, listen, is_local) {
+                    None => Ok(*address),
+                    Some(fault) => Err(fault.message),
+                },
                 Host::Name(name) => self.usable(name, listen, is_local),
             };
             match found {
@@ -251,6 +254,13 @@ mod tests {
         assert_eq!(next_hop(&names).as_deref(), Ok("192.0.2.5:8285"));
         names.learn(answer(&["2001:db8::5"]));
         assert!(next_hop(&names).unwrap_err().contains("`listen` is IPv4"));
+    }
+
+    #[test]
+    fn a_written_address_that_the_socket_cannot_reach_concerns_its_peer_alone() {
+        let listen = "[2001:db8::9]:8285".parse().unwrap();
+        let (leases, unresolved) = Names::default().leases_where(&tunnel("192.0.2.77"), listen, &|_| false);
+        assert!(leases.is_empty() && unresolved[0].why.contains("192.0.2.77 is IPv4"), "{unresolved:?}");
     }
 
     #[test]

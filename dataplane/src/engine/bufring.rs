@@ -27,7 +27,12 @@ impl BufRing {
     /// Allocates the ring; `entries` is a power of two.
     pub fn new(entries: usize, group: u16) -> io::Result<BufRing> {
         assert!(entries.is_power_of_two() && entries <= 1 << 15);
-        Ok(BufRing { region: Region::new(entries * size_of::<BufRingEntry>())?, entries: entries as u16, tail: 0, group })
+        Ok(BufRing {
+            region: Region::new(entries * size_of::<BufRingEntry>())?,
+            entries: entries as u16,
+            tail: 0,
+            group,
+        })
     }
 
     /// Tells the kernel about it.
@@ -45,9 +50,10 @@ impl BufRing {
     /// Gives `len` bytes at `address`, which belong to `frame`, to the kernel. Takes effect with [`Self::publish`].
     pub fn push(&mut self, frame: FrameId, address: *mut u8, len: usize) {
         let slot = usize::from(self.tail & (self.entries - 1));
-        // SAFETY: `slot` is below `entries`, and the region holds that many entries; it is zeroed memory, and all zero
-        // bytes are a valid entry.
-        let entry = unsafe { &mut *self.region.base().cast::<BufRingEntry>().add(slot) };
+        // SAFETY: `slot` is below `entries`, and the region holds that many entries.
+        let entry = unsafe { self.region.base().cast::<BufRingEntry>().add(slot) };
+        // SAFETY: the region is zeroed memory, all zero bytes are a valid entry, and the kernel only reads it.
+        let entry = unsafe { &mut *entry };
         entry.set_addr(address as u64);
         entry.set_len(len as u32);
         entry.set_bid(frame.0);

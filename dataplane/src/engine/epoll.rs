@@ -96,14 +96,14 @@ impl<'a> Epoll<'a> {
             match unsafe { msg::send_batch(self.descriptors.udp, &mut messages[..count]) } {
                 Ok(sent) => {
                     for _ in 0..sent {
-                        let slot = io.sends.next().expect("sent no more than was queued");
+                        let slot = io.sends.pop_queued().expect("sent no more than was queued");
                         io.sent(slot);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.udp_writable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    let slot = io.sends.next().expect("the refused message was queued");
+                    let slot = io.sends.pop_queued().expect("the refused message was queued");
                     io.failed_sends.push_back((slot, error));
                 }
             }
@@ -111,7 +111,7 @@ impl<'a> Epoll<'a> {
     }
 
     fn write_queued(&mut self, io: &mut Io) {
-        while let Some(slot) = io.writes.next() {
+        while let Some(slot) = io.writes.pop_queued() {
             self.syscalls += 1;
             // SAFETY: the gather list points into frames that the slot holds and into its own boxes.
             match unsafe { msg::write_gather(self.descriptors.tun, &io.writes[slot].gather) } {
@@ -153,7 +153,9 @@ impl<'a> Epoll<'a> {
         while self.udp_readable && !self.udp_free.is_empty() && io.udp_rx.len() < RECV_BATCH_MAX {
             let count = self.udp_free.len().min(RECV_BATCH_MAX);
             let frames: [FrameId; RECV_BATCH_MAX] =
-                std::array::from_fn(|i| if i < count { self.udp_free[self.udp_free.len() - 1 - i] } else { FrameId(0) });
+                std::array::from_fn(
+                    |i| if i < count { self.udp_free[self.udp_free.len() - 1 - i] } else { FrameId(0) },
+                );
             self.syscalls += 1;
             self.received.clear();
             match receive_into(self.descriptors, &mut io.pool, &frames[..count], &mut self.received) {
@@ -213,7 +215,11 @@ impl Engine for Epoll<'_> {
         self.send_queued(io);
         self.write_queued(io);
         let starved = self.receiving && !(self.tun_readable && self.udp_readable);
-        let asleep = wait == Wait::Sleep && !had_work && !(self.receiving && (self.tun_readable || self.udp_readable));
+        let tun_ready = self.receiving && self.tun_readable && !self.tun_free.is_empty();
+        let udp_ready = self.receiving && self.udp_readable && !self.udp_free.is_empty();
+        // With sends that the socket does not take there is nothing to do but wait until it does.
+        let blocked = !self.udp_writable && !io.sends.is_idle();
+        let asleep = (wait == Wait::Sleep || blocked) && !had_work && !tun_ready && !udp_ready;
         if asleep || starved || !self.udp_writable {
             self.syscalls += 1;
             let timeout = if asleep { None } else { Some(Duration::ZERO) };

@@ -105,6 +105,8 @@ pub fn probe() -> Result<(), String> {
         Some(libc::EINVAL) => "the kernel's io_uring is older than Linux 6.1".to_owned(),
         _ => format!("io_uring cannot be set up: {error}"),
     })?;
+    // A seccomp profile may know of one of the three system calls only; what follows makes the other two.
+    ring.submit().map_err(|e| format!("io_uring cannot be entered: {e}"))?;
     let mut supported = Probe::new();
     ring.submitter().register_probe(&mut supported).map_err(|e| format!("io_uring cannot be probed: {e}"))?;
     if !supported.is_supported(opcode::ReadMulti::CODE) {
@@ -208,7 +210,7 @@ impl Uring {
     fn push_operations(&mut self, io: &mut Io) -> usize {
         let before = self.sends_in_flight + self.writes_in_flight;
         if self.sends_in_flight == 0 {
-            while let Some(slot) = io.sends.next() {
+            while let Some(slot) = io.sends.pop_queued() {
                 let op = &io.sends[slot];
                 let header = &mut self.pinned.sends[usize::from(slot)];
                 header.msg_name = (&raw const op.name).cast_mut().cast();
@@ -219,13 +221,14 @@ impl Uring {
                 header.msg_control =
                     if batched { (&raw const op.control).cast_mut().cast() } else { std::ptr::null_mut() };
                 header.msg_controllen = if batched { CONTROL_LEN } else { 0 };
-                let entry = opcode::SendMsg::new(UDP, &raw const *header).build().user_data(KIND_SEND | u64::from(slot));
+                let entry =
+                    opcode::SendMsg::new(UDP, &raw const *header).build().user_data(KIND_SEND | u64::from(slot));
                 self.push(&entry);
                 self.sends_in_flight += 1;
             }
         }
         if self.writes_in_flight == 0 {
-            while let Some(slot) = io.writes.next() {
+            while let Some(slot) = io.writes.pop_queued() {
                 let gather = &io.writes[slot].gather;
                 let entry = opcode::Writev::new(TUN, gather.as_ptr(), gather.len() as u32)
                     .offset(u64::MAX)
@@ -249,9 +252,8 @@ impl Uring {
         let count = self.ring.submission().len() as u32;
         self.syscalls += 1;
         // SAFETY: no argument structure is passed; the flag only asks the kernel to run deferred work and post completions.
-        let entered = unsafe {
-            self.ring.submitter().enter::<libc::sigset_t>(count, want, EnterFlags::GETEVENTS.bits(), None)
-        };
+        let entered =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(count, want, EnterFlags::GETEVENTS.bits(), None) };
         match entered {
             Ok(_) => Ok(()),
             // A signal, or completions that must be reaped before the kernel takes more.
@@ -323,12 +325,22 @@ impl Uring {
     }
 }
 
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // The kernel tears a closed ring down later, on a thread of its own; without this the TUN and the port would
+        // outlive weftd by some milliseconds.
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
+
 impl Engine for Uring {
     fn turn(&mut self, io: &mut Io, wait: Wait) -> io::Result<()> {
         self.give_frames(&mut io.pool);
         self.arm();
         let pushed = self.push_operations(io);
-        let sleep = wait == Wait::Sleep && pushed == 0;
+        // With operations that the kernel could not finish at once there is nothing to do but wait for one of them.
+        let blocked = self.sends_in_flight + self.writes_in_flight > 0;
+        let sleep = pushed == 0 && (wait == Wait::Sleep || blocked);
         self.enter(u32::from(sleep))?;
         self.reap(io)
     }

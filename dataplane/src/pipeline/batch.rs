@@ -35,7 +35,14 @@ impl Batcher {
     /// The send that the next datagram of `len` bytes for `to` belongs to, `header_len` of them freshly made; `None` when all
     /// sends are in use: flush, let the engine turn, try again.
     #[inline]
-    pub fn slot(&mut self, io: &mut Io, stats: &WorkerStats, to: &Destination, len: usize, header_len: usize) -> Option<u16> {
+    pub fn slot(
+        &mut self,
+        io: &mut Io,
+        stats: &WorkerStats,
+        to: &Destination,
+        len: usize,
+        header_len: usize,
+    ) -> Option<u16> {
         if let Some(position) = self.open.iter().position(|slot| io.sends[*slot].peer == to.peer) {
             let slot = self.open[position];
             if self.gso && io.sends[slot].fits(len, header_len) {

@@ -59,12 +59,11 @@ impl Coalescer {
             .and_then(|_| gro::candidate(packet, inner))
             .filter(|candidate| if candidate.is_udp() { self.udp } else { self.tcp });
         let flow = key.map(|key| key.hash() as usize % FLOWS);
-        if let (Some(candidate), Some(key), Some(flow)) = (&candidate, key, flow) {
-            if let Some(latest) = self.flows[flow].filter(|latest| latest.stamp == self.stamp && latest.key == key) {
-                if self.append(io, latest.chain, candidate, frame, &range) {
-                    return true;
-                }
-            }
+        if let (Some(candidate), Some(key), Some(flow)) = (&candidate, key, flow)
+            && let Some(latest) = self.flows[flow].filter(|latest| latest.stamp == self.stamp && latest.key == key)
+            && self.append(io, latest.chain, candidate, frame, &range)
+        {
+            return true;
         }
         let Some(slot) = io.writes.take() else { return false };
         let chain = self.chains.len() as u16;

@@ -7,7 +7,7 @@ use mio::net::UnixStream;
 use std::io::{self, Read, Write};
 use std::time::Instant;
 use weft_proto::limits::{FRAME_LEN_MAX, OUT_QUEUE_LEN_MAX, PROGRESS_TIMEOUT};
-use weft_proto::{Event, RefusalCode, Reply, frame};
+use weft_proto::{Event, FrameError, RefusalCode, Reply, frame};
 
 /// Frames that one client may have handled before the others get their turn.
 const TURN_FRAME_COUNT: usize = 16;
@@ -132,7 +132,11 @@ impl Connection {
                 false
             }
             Err(error) => {
-                self.refuse(RefusalCode::Malformed, &error.to_string());
+                let code = match error {
+                    FrameError::TooLong(_) => RefusalCode::TooLarge,
+                    FrameError::Check => RefusalCode::Malformed,
+                };
+                self.refuse(code, &error.to_string());
                 true
             }
         }

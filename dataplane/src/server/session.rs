@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 use weft_proto::limits::{PROGRESS_TIMEOUT, PROTOCOL_VERSION, STREAM_TIMEOUT};
 use weft_proto::{
-    Assembler, Chunks, Digest, Event, Frame, PEERS_PER_REPLY, RecordRef, Refusal, RefusalCode, Reply, Request,
-    Transaction,
+    AssembleError, Assembler, Chunks, Digest, Event, Frame, PEERS_PER_REPLY, RecordRef, Refusal, RefusalCode, Reply,
+    Request, Transaction,
 };
 
 /// One connection's conversation.
@@ -118,12 +118,20 @@ impl Session {
                 let begun = open.begun;
                 match open.assembler.add(chunk) {
                     Ok(()) => Next::Continue,
-                    Err(error) => self.skip(begun, refusal(RefusalCode::Malformed, error.to_string()), out),
+                    Err(error) => {
+                        let code = match error {
+                            AssembleError::TooManyPeers | AssembleError::TooManyRoutes => RefusalCode::TooLarge,
+                            _ => RefusalCode::Malformed,
+                        };
+                        self.skip(begun, refusal(code, error.to_string()), out)
+                    }
                 }
             }
-            (State::Transaction(_), Request::Commit { records, digest }) => {
-                let State::Transaction(open) = std::mem::replace(&mut self.state, State::Ready) else { unreachable!() };
-                answer(out, commit(*open, records, digest, core))
+            (State::Transaction(open), Request::Commit { records, digest }) => {
+                let assembler = std::mem::take(&mut open.assembler);
+                let open = Open { assembler, ..**open };
+                self.state = State::Ready;
+                answer(out, commit(open, records, digest, core))
             }
             (State::Skipping { progress, .. }, Request::Chunk(_)) => {
                 *progress = Instant::now();

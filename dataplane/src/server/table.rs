@@ -206,3 +206,72 @@ impl PeerIds {
         freed.pop_front().expect("a checked table has at most PEERS_MAX peers, so one id is not in use")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn peer(number: u8) -> PeerSpec {
+        PeerSpec { name: None, addr: ([192, 0, 2, number], 8285).into(), aliases: Vec::new() }
+    }
+
+    fn prefix() -> impl Strategy<Value = IpNet> {
+        (0u8..4, 8u8..=10).prop_map(|(bits, len)| IpNet::new([10, bits << 6, 0, 0].into(), len).unwrap().trunc())
+    }
+
+    fn in_force(set: &RouteSet) -> BTreeMap<IpNet, SocketAddr> {
+        set.routes.iter().map(|route| (route.prefix, set.peers[route.peer as usize].addr)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn deltas_do_to_a_table_what_they_do_to_a_map(deltas in vec((vec((prefix(), 0u8..5), 0..6), vec(prefix(), 0..4)), 0..12)) {
+            let mut model = BTreeMap::new();
+            let mut ids = PeerIds::default();
+            let mut table = Table::empty();
+            for (generation, (upsert, remove)) in (1..).zip(deltas) {
+                let upsert: BTreeMap<_, _> = upsert.into_iter().map(|(prefix, number)| (prefix, peer(number))).collect();
+                let mut remove = remove;
+                remove.retain(|prefix| !upsert.contains_key(prefix));
+                model.retain(|prefix, _| !remove.contains(prefix));
+                model.extend(upsert.iter().map(|(prefix, peer)| (*prefix, peer.addr)));
+                let set = table.with(&Delta { upsert: upsert.into_iter().collect(), remove });
+                prop_assert_eq!(&set, &set.clone().canonical());
+                prop_assert_eq!(in_force(&set), model.clone());
+                let routed: HashSet<_> = model.values().collect();
+                prop_assert_eq!(set.peers.len(), routed.len(), "peers without routes leave");
+                let before: HashMap<_, _> = table.set.peers.iter().map(|peer| peer.addr).zip(table.ids.clone()).collect();
+                let assigned = ids.assign(&set.peers, |_| PeerTotals::default());
+                prop_assert_eq!(assigned.iter().collect::<HashSet<_>>().len(), assigned.len(), "ids differ");
+                for (peer, id) in set.peers.iter().zip(&assigned) {
+                    prop_assert_eq!(before.get(&peer.addr).unwrap_or(id), id, "ids stay");
+                }
+                table = Table::new(generation, set, assigned);
+            }
+        }
+    }
+
+    #[test]
+    fn the_id_that_was_free_the_longest_is_given_out_first() {
+        let mut ids = PeerIds::default();
+        let mut assign = |numbers: &[u8]| {
+            let peers: Vec<_> = numbers.iter().map(|number| peer(*number)).collect();
+            ids.assign(&peers, |_| PeerTotals::default()).iter().map(|id| id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(assign(&[1, 2, 3]), [0, 1, 2]);
+        assert_eq!(assign(&[1, 3]), [0, 2]);
+        assert_eq!(assign(&[3, 4]), [2, 1], "1 was freed before 0");
+        assert_eq!(assign(&[5, 6]), [0, 3], "ids freed by this very change wait");
+    }
+
+    #[test]
+    fn listed_peers_without_routes_stay_through_deltas() {
+        let set = RouteSet { peers: vec![peer(1)], routes: Vec::new() };
+        let table = Table::new(1, set, vec![PeerId(0)]);
+        let with = table.with(&Delta { upsert: vec![("10.0.0.0/8".parse().unwrap(), peer(2))], remove: Vec::new() });
+        assert_eq!(with.peers, [peer(1), peer(2)]);
+    }
+}

@@ -38,16 +38,6 @@ pub fn tun_attach(tun: BorrowedFd<'_>, name: &str, flags: i32) -> io::Result<Str
     Ok(name_of(&request))
 }
 
-/// TUNGETIFF: name and flags of the device behind a queue, for descriptors handed over by another process.
-pub fn tun_identify(tun: BorrowedFd<'_>) -> io::Result<(String, i32)> {
-    let mut request = request("")?;
-    // SAFETY: TUNGETIFF writes one `ifreq`, which `request` is.
-    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETIFF, &raw mut request) }.into())?;
-    // SAFETY: TUNGETIFF fills `ifr_flags`; every bit pattern of that union member is a valid i16.
-    let flags = unsafe { request.ifr_ifru.ifru_flags };
-    Ok((name_of(&request), i32::from(flags) & 0xffff))
-}
-
 /// TUNSETOFFLOAD: which super-packets the kernel may hand over and accept. Device-wide.
 pub fn tun_set_offload(tun: BorrowedFd<'_>, offload: u32) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value.

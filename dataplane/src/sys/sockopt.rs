@@ -48,7 +48,6 @@ pub fn get(socket: BorrowedFd<'_>, (level, name): Option) -> io::Result<i32> {
     let mut value = 0i32;
     let mut len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` = 4 bytes to `value` and the new length to `len`; both outlive the call.
-    let result =
-        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) };
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) };
     check(result.into()).map(|_| value)
 }

@@ -1,14 +1,15 @@
-//! TUN devices: open or take over queues, negotiate what the kernel offers. Opening is one step apart from using: a
-//! [`TunDevice`] can as well be made of descriptors that another process handed over.
+//! TUN devices: open queues, negotiate what the kernel offers. Opening is one step apart from negotiating, and both from
+//! using: [`negotiate`] does not care who attached the queues.
 
 mod native;
 mod simple;
 
-pub use native::{adopt, open as open_native};
+pub use native::{negotiate, open as open_native};
 pub use simple::open as open_simple;
 
+use crate::sys::dev;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// How queues are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -63,6 +64,18 @@ pub struct TunDevice {
     pub caps: TunCaps,
 }
 
+impl TunDevice {
+    /// Whether the device, with its addresses and routes, outlives its last queue.
+    pub fn set_persist(&self, persist: bool) -> Result<(), TunError> {
+        let queue = self.queues.first().expect("at least one queue");
+        dev::tun_set_persist(queue.as_fd(), persist).map_err(|error| TunError::Property {
+            name: self.name.clone(),
+            what: "change the persistence",
+            error,
+        })
+    }
+}
+
 /// Why a TUN could not be had; the message carries the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
@@ -104,7 +117,9 @@ fn attach_help(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EPERM) => format!("{error}; run as root or with CAP_NET_ADMIN"),
         Some(libc::EBUSY) => format!("{error}; another process holds its only queue"),
-        Some(libc::EINVAL) => format!("{error}; a device of that name exists with other flags (not multi-queue, or a TAP)"),
+        Some(libc::EINVAL) => {
+            format!("{error}; a device of that name exists with other flags (not multi-queue, or a TAP)")
+        }
         _ => error.to_string(),
     }
 }

@@ -24,28 +24,15 @@ pub fn open(name: &str, count: usize, wanted: Wanted) -> Result<TunDevice, TunEr
             .map_err(|error| TunError::Attach { name: device.clone(), error })?;
         queues.push(queue);
     }
-    finish(device, queues, wanted)
+    negotiate(device, queues, wanted)
 }
 
-/// Takes over queues that another process opened: all of one device, with the flags that [`open`] uses.
-pub fn adopt(queues: Vec<OwnedFd>, wanted: Wanted) -> Result<TunDevice, TunError> {
-    let attach = |error| TunError::Attach { name: "(handed over)".to_owned(), error };
-    let mut name = None;
-    for queue in &queues {
-        let (this, flags) = dev::tun_identify(queue.as_fd()).map_err(attach)?;
-        if flags & FLAGS != FLAGS || name.get_or_insert_with(|| this.clone()) != &this {
-            return Err(attach(std::io::Error::from_raw_os_error(libc::EINVAL)));
-        }
-    }
-    let name = name.ok_or_else(|| attach(std::io::ErrorKind::NotFound.into()))?;
-    finish(name, queues, wanted)
-}
-
-pub(super) fn open_clone_device() -> Result<OwnedFd, TunError> {
+fn open_clone_device() -> Result<OwnedFd, TunError> {
     OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(OwnedFd::from).map_err(TunError::Device)
 }
 
-fn finish(name: String, queues: Vec<OwnedFd>, wanted: Wanted) -> Result<TunDevice, TunError> {
+/// Agrees with the kernel on offloads for attached queues of `name`, opened here or elsewhere.
+pub fn negotiate(name: String, queues: Vec<OwnedFd>, wanted: Wanted) -> Result<TunDevice, TunError> {
     let property = |what| {
         let name = name.clone();
         move |error| TunError::Property { name, what, error }

@@ -12,10 +12,16 @@ pub fn open(name: &str) -> Result<TunDevice, TunError> {
     let device = iface.name().to_owned();
     let queue = duplicate(&iface).map_err(attach)?;
     // Offload state stays with a persistent device, and without a virtio-net header nobody could explain a super-packet.
-    dev::tun_set_offload(queue.as_fd(), 0)
-        .map_err(|error| TunError::Property { name: device.clone(), what: "switch off the offloads", error })?;
-    let index = dev::index(&device)
-        .map_err(|error| TunError::Property { name: device.clone(), what: "read the index", error })?;
+    dev::tun_set_offload(queue.as_fd(), 0).map_err(|error| TunError::Property {
+        name: device.clone(),
+        what: "switch off the offloads",
+        error,
+    })?;
+    let index = dev::index(&device).map_err(|error| TunError::Property {
+        name: device.clone(),
+        what: "read the index",
+        error,
+    })?;
     Ok(TunDevice { name: device, index, queues: vec![queue], caps: TunCaps::default() })
 }
 

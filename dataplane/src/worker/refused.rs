@@ -38,13 +38,13 @@ impl<E: Engine> Worker<'_, E> {
     }
 
     fn refused_send(&mut self, fib: &Fib, slot: u16, error: &io::Error) {
-        let (peer, count, segment_len) = {
+        let (peer, count, segment_len, addr) = {
             let op = &self.io.sends[slot];
-            (op.peer, op.count(), op.segment_len)
+            (op.peer, op.count(), op.segment_len, op.name.addr())
         };
         self.uncount(slot);
-        // An id of an older table may be gone; what was meant for it has nowhere to go.
-        if fib.peers().all(|known| known.id != peer) {
+        // The batch may be of an older table, in which the id meant a peer that is gone: then it has nowhere to go.
+        if !fib.peers().any(|known| known.id == peer && Some(known.addr) == addr) {
             self.view.stats.encap_drops[DropReason::NoRoute.index()].add(count as u64);
             return;
         }
@@ -180,7 +180,8 @@ impl<E: Engine> Worker<'_, E> {
         for (index, (frame, range)) in op.packets.iter().enumerate() {
             let packet = self.io.pool.bytes(*frame, range.start as usize..range.end as usize);
             // The head was rewritten for the chain; its header was kept.
-            let (head, rest) = if index == 0 { (&op.head[..op.head_len], &packet[op.head_len..]) } else { (&[][..], packet) };
+            let (head, rest) =
+                if index == 0 { (&op.head[..op.head_len], &packet[op.head_len..]) } else { (&[][..], packet) };
             let parts = [IoSlice::new(&plain[..self.vnet_len]), IoSlice::new(head), IoSlice::new(rest)];
             if rustix::io::writev(self.tun, &parts).is_err() {
                 self.view.stats.decap_drops[DropReason::TunError.index()].add(1);

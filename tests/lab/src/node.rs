@@ -252,8 +252,12 @@ impl Node {
         Ok(())
     }
 
-    /// Runs a job on the thread that lives as long as the node.
-    fn on_holder<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    /// Runs a job on the thread that starts the node's programs. What it does to that thread they inherit: a seccomp
+    /// filter, an affinity, a priority.
+    ///
+    /// # Errors
+    /// If the job panicked.
+    pub fn on_holder<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let (answer, answered) = mpsc::channel();
         let job: Job = Box::new(move || {
             // The receiver waits below; it cannot be gone.

@@ -1,6 +1,6 @@
 //! `weftd` on a node.
 
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,6 +22,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct WeftdOptions {
     /// The program; `None`: [`weftd_binary`]. Two builds in one test compare.
     pub binary: Option<PathBuf>,
+    /// `--socket`; `None`: a path of its own in the directory of the lab. A daemon that follows another takes over its path.
+    pub socket: Option<PathBuf>,
     /// `--tun`: name of the TUN device.
     pub tun: Option<String>,
     /// `--bind`: underlay address and port.
@@ -83,7 +85,8 @@ impl Weftd {
     pub(crate) fn start(node: &Node, directory: &Path, options: WeftdOptions) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let socket = directory.join(format!("weftd-{}-{number}.sock", node.name()));
+        let own = || directory.join(format!("weftd-{}-{number}.sock", node.name()));
+        let socket = options.socket.clone().unwrap_or_else(own);
         let mut command = Command::new(options.binary.clone().map_or_else(weftd_binary, Ok)?);
         command.args(options.arguments()).arg("--socket").arg(&socket);
         let mut process = node.spawn(command)?;
@@ -92,9 +95,9 @@ impl Weftd {
                 // No use in waiting on; the outer error tells.
                 return Ok(Some(status));
             }
-            match socket.metadata() {
-                Ok(metadata) if metadata.file_type().is_socket() => Ok(None),
-                _ => bail!("weftd has no control socket {}", socket.display()),
+            match UnixStream::connect(&socket) {
+                Ok(_) => Ok(None),
+                Err(error) => bail!("weftd does not listen on {}: {error}", socket.display()),
             }
         });
         match outcome.with_context(|| format!("its output:\n{}", process.log()))? {

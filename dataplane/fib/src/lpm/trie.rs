@@ -16,6 +16,9 @@ const ROOT_BLOCKS_MAX: usize = 1 << 18;
 /// Blocks granted per run; more make the root finer but leave less of it in cache.
 const ROOT_BLOCKS_PER_RUN: usize = 2;
 
+/// Lookups of a batch that go through the levels side by side: enough to cover the latency of the last cache level.
+const STAGE_LEN: usize = 32;
+
 /// 64 equal slots of the root.
 #[derive(Clone, Copy, Debug)]
 struct Block {
@@ -46,8 +49,11 @@ pub(super) struct Trie<A> {
     base: A,
     /// log2 of the addresses per root slot.
     slot_shift: u32,
-    /// The answer for addresses behind the last block.
+    /// The last position that a block covers. Asked first, because comparing wide positions is cheaper than shifting them.
+    last: A,
+    /// The answer for positions behind `last`.
     outside: u16,
+    /// The last one is of `outside`, so that a batch need not ask whether an address lies behind the others.
     blocks: Box<[Block]>,
     nodes: Box<[Node<A>]>,
     entries: Box<[u32]>,
@@ -56,24 +62,20 @@ pub(super) struct Trie<A> {
 impl<A: Address> Trie<A> {
     pub(super) fn build(prefixes: &[(A, u8, u16)]) -> Trie<A> {
         let runs = runs(prefixes);
-        let Some(window) = Window::over(&runs) else {
-            return Trie {
-                base: A::ZERO,
-                slot_shift: A::BITS - STRIDE - 1,
-                outside: runs[0].value,
-                blocks: Box::default(),
-                nodes: Box::default(),
-                entries: Box::default(),
-            };
-        };
-        let positions = window.positions(&runs);
         let mut builder = Builder { nodes: Vec::new(), entries: Vec::new() };
-        let blocks = builder.root(&window, &positions);
+        let window = Window::over(&runs);
+        let mut blocks = builder.root(&window, &window.positions(&runs));
+        let (changes, entries) = Group::beginning_with(window.outside.into()).store(&mut builder.entries);
+        blocks.push(Block { changes, entries });
         Trie {
             base: window.base,
             slot_shift: window.slot_shift,
+            // Without a block it is position zero, which falls into the block of `outside`.
+            last: A::from_index(window.block_count)
+                .shift_left(window.slot_shift + STRIDE)
+                .wrapping_sub(A::from_index(usize::from(window.block_count > 0))),
             outside: window.outside,
-            blocks,
+            blocks: blocks.into_boxed_slice(),
             nodes: builder.nodes.into_boxed_slice(),
             entries: builder.entries.into_boxed_slice(),
         }
@@ -82,21 +84,51 @@ impl<A: Address> Trie<A> {
     #[inline]
     pub(super) fn lookup(&self, address: A) -> Option<u16> {
         let position = address.wrapping_sub(self.base);
-        let value = match self.blocks.get(position.shift_right(self.slot_shift + STRIDE).index()) {
-            None => self.outside,
-            Some(block) => {
-                let slot = position.low_bits(self.slot_shift) % SLOTS as u64;
-                let mut entry = self.entries[block.entries as usize + changes_up_to(block.changes, slot)];
-                while entry & CHILD != 0 {
-                    let node = &self.nodes[(entry & !CHILD) as usize];
-                    let offset = position.saturating_sub(node.origin).shift_right(u32::from(node.shift));
-                    let slot = offset.index().min(SLOTS - 1) as u64;
-                    entry = self.entries[node.entries as usize + changes_up_to(node.changes, slot)];
-                }
-                entry as u16
-            }
-        };
-        (value != NONE).then_some(value)
+        if position > self.last {
+            return answer(self.outside.into());
+        }
+        let block = &self.blocks[position.low_bits(self.slot_shift + STRIDE) as usize];
+        answer(self.descend(position, self.entries[self.entry_of(block, position)]))
+    }
+
+    /// `values[i]` answers `addresses[i]`; the slices are equally long.
+    pub(super) fn lookup_batch(&self, addresses: &[A], values: &mut [Option<u16>]) {
+        pulp::Arch::new().dispatch(Batch { trie: self, addresses, values });
+    }
+
+    /// Up to [`STAGE_LEN`] lookups, each load for all of them before the next. Without a branch that depends on the address
+    /// until the rare descent below the root, so that the CPU can run far ahead.
+    #[inline(always)]
+    fn lookup_stage(&self, addresses: &[A], values: &mut [Option<u16>]) {
+        let mut entries = [0; STAGE_LEN];
+        for (entry, address) in entries.iter_mut().zip(addresses) {
+            let position = address.wrapping_sub(self.base);
+            let index = position.shift_right(self.slot_shift + STRIDE).index().min(self.blocks.len() - 1);
+            *entry = self.entry_of(&self.blocks[index], position) as u32;
+        }
+        for entry in &mut entries[..addresses.len()] {
+            *entry = self.entries[*entry as usize];
+        }
+        for ((value, address), entry) in values.iter_mut().zip(addresses).zip(entries) {
+            *value = answer(self.descend(address.wrapping_sub(self.base), entry));
+        }
+    }
+
+    #[inline(always)]
+    fn entry_of(&self, block: &Block, position: A) -> usize {
+        block.entries as usize + changes_up_to(block.changes, position.low_bits(self.slot_shift) % SLOTS as u64)
+    }
+
+    /// Follows `entry` to an answer.
+    #[inline(always)]
+    fn descend(&self, position: A, mut entry: u32) -> u32 {
+        while entry & CHILD != 0 {
+            let node = &self.nodes[(entry & !CHILD) as usize];
+            let offset = position.saturating_sub(node.origin).shift_right(u32::from(node.shift));
+            let slot = offset.index().min(SLOTS - 1) as u64;
+            entry = self.entries[node.entries as usize + changes_up_to(node.changes, slot)];
+        }
+        entry
     }
 
     pub(super) fn memory(&self) -> usize {
@@ -104,8 +136,33 @@ impl<A: Address> Trie<A> {
     }
 }
 
+/// One call of [`Trie::lookup_batch`]. A type and not a closure: a closure's `call_once` is not always inlined into the
+/// function that enables the CPU features, and then it is compiled without them.
+struct Batch<'a, A> {
+    trie: &'a Trie<A>,
+    addresses: &'a [A],
+    values: &'a mut [Option<u16>],
+}
+
+impl<A: Address> pulp::WithSimd for Batch<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _simd: S) {
+        for (addresses, values) in self.addresses.chunks(STAGE_LEN).zip(self.values.chunks_mut(STAGE_LEN)) {
+            self.trie.lookup_stage(addresses, values);
+        }
+    }
+}
+
+#[inline(always)]
+fn answer(entry: u32) -> Option<u16> {
+    let value = entry as u16;
+    (value != NONE).then_some(value)
+}
+
 /// How many slots up to and including `slot` (0..=63) begin a new entry.
-#[inline]
+#[inline(always)]
 fn changes_up_to(changes: u64, slot: u64) -> usize {
     (changes << (SLOTS as u64 - 1 - slot)).count_ones() as usize
 }
@@ -114,19 +171,20 @@ fn changes_up_to(changes: u64, slot: u64) -> usize {
 #[derive(Debug)]
 struct Window<A> {
     base: A,
-    /// The last position that needs a block.
-    last: A,
+    /// Blocks of the root; the addresses behind them are all in the longest run.
+    block_count: usize,
     slot_shift: u32,
     outside: u16,
 }
 
 impl<A: Address> Window<A> {
-    /// Leaves out the longest run, the address space taken as a ring. `None` if there is only one run.
-    fn over(runs: &[Run<A>]) -> Option<Window<A>> {
+    /// Leaves out the longest run, the address space taken as a ring.
+    fn over(runs: &[Run<A>]) -> Window<A> {
         let joined = runs.len() > 1 && runs[0].value == runs[runs.len() - 1].value;
         let ring = if joined { &runs[1..] } else { runs };
-        if ring.len() < 2 {
-            return None;
+        let coarsest = A::BITS - STRIDE - 1;
+        if ring.len() == 1 {
+            return Window { base: A::ZERO, block_count: 0, slot_shift: coarsest, outside: ring[0].value };
         }
         let next_start = |index: usize| ring[(index + 1) % ring.len()].start;
         let longest = (0..ring.len())
@@ -135,7 +193,6 @@ impl<A: Address> Window<A> {
         let (gap, gap_end) = (ring[longest], next_start(longest));
 
         let finest = ring.iter().map(|run| run.start.trailing_zeros()).min().unwrap_or(0);
-        let coarsest = A::BITS - STRIDE - 1;
         let blocks_max = (ROOT_BLOCKS_PER_RUN * ring.len()).clamp(ROOT_BLOCKS_MIN, ROOT_BLOCKS_MAX);
         let window_at = |slot_shift: u32| {
             // Aligned blocks keep prefixes from straddling them.
@@ -146,15 +203,13 @@ impl<A: Address> Window<A> {
             } else {
                 (A::ZERO, A::MAX)
             };
-            Window { base, last, slot_shift, outside: gap.value }
+            let block_count = last.shift_right(slot_shift + STRIDE).index().saturating_add(1);
+            Window { base, block_count, slot_shift, outside: gap.value }
         };
         (finest.min(coarsest)..=coarsest)
             .map(window_at)
-            .find(|window| window.block_count() <= blocks_max || window.slot_shift == coarsest)
-    }
-
-    fn block_count(&self) -> usize {
-        self.last.shift_right(self.slot_shift + STRIDE).index().saturating_add(1)
+            .find(|window| window.block_count <= blocks_max)
+            .expect("two blocks cover the address space")
     }
 
     /// The runs as positions, from the one that covers the base on. The gap comes last and may begin behind every block.
@@ -183,11 +238,11 @@ struct Builder<A> {
 }
 
 impl<A: Address> Builder<A> {
-    fn root(&mut self, window: &Window<A>, positions: &[Run<A>]) -> Box<[Block]> {
+    fn root(&mut self, window: &Window<A>, positions: &[Run<A>]) -> Vec<Block> {
         let block_shift = window.slot_shift + STRIDE;
         let mut rest = positions;
         let mut value = NONE;
-        (0..window.block_count())
+        (0..window.block_count)
             .map(|index| {
                 let origin = A::from_index(index).shift_left(block_shift);
                 if rest.first().is_some_and(|run| run.start == origin) {

@@ -161,11 +161,23 @@ fn a_wrong_digest_or_count_is_refused_and_the_connection_goes_on() {
 }
 
 #[test]
+fn a_table_beyond_the_bounds_is_refused_as_it_arrives_and_the_connection_goes_on() {
+    let server = Running::start(0);
+    let mut raw = Raw::greeted(&server);
+    let mut oversized = table(0, weft_proto::limits::PEERS_MAX as u32 + 1, 0);
+    oversized.peers.iter_mut().for_each(|peer| peer.name = None);
+    raw.say(&bytes(&swap_session(&oversized)[1..]));
+    assert!(matches!(raw.reply(), Some(Reply::Refused(refusal)) if refusal.code == RefusalCode::TooLarge));
+    raw.say(&bytes(&swap_session(&table(0, 2, 4))[1..]));
+    assert!(matches!(raw.reply(), Some(Reply::Installed(installed)) if installed.generation == 1));
+}
+
+#[test]
 fn strangers_are_told_what_is_wrong() {
     let server = Running::start(0);
     let mut raw = Raw::connect(&server);
     raw.say(b"GET / HTTP/1.1\r\nHost: weft\r\n\r\n");
-    assert!(raw.refused_for_good(RefusalCode::Malformed).text.contains("weftd's control socket"));
+    assert!(raw.refused_for_good(RefusalCode::TooLarge).text.contains("weftd's control socket"));
     let mut raw = Raw::connect(&server);
     raw.say(&bytes(&[Request::Hello { protocol: 99, client: "weft 99".into() }]));
     assert!(raw.refused_for_good(RefusalCode::Version).text.contains("weft 99 speaks protocol version 99"));
@@ -180,7 +192,7 @@ fn strangers_are_told_what_is_wrong() {
     let mut raw = Raw::greeted(&server);
     raw.say(&u32::MAX.to_be_bytes());
     raw.say(&[0; 5]);
-    assert!(raw.refused_for_good(RefusalCode::Malformed).text.contains("4294967295 bytes"));
+    assert!(raw.refused_for_good(RefusalCode::TooLarge).text.contains("4294967295 bytes"));
     let mut raw = Raw::greeted(&server);
     raw.say(&bytes(&[Request::Begin { kind: Transaction::Swap, expect: None }, Request::Status]));
     raw.refused_for_good(RefusalCode::Malformed);

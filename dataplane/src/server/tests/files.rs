@@ -111,7 +111,7 @@ fn as_reader(path: &Path) {
     ];
     for error in errors {
         assert!(
-            matches!(&error, ClientError::Refused(refusal) if refusal.code == weft_proto::RefusalCode::NotPermitted),
+            matches!(&error, ClientError::Refused(refusal) if refusal.code == RefusalCode::NotPermitted),
             "{error}"
         );
     }

@@ -1,6 +1,6 @@
 //! `weft run`: keeps a tunnel true to its file for as long as it lives.
 //!
-//! One owner of state, the [`Controller`]; everything else sends it events, through one mio loop:
+//! One owner of state, the `Controller`; everything else sends it events, through one mio loop:
 //!
 //! ```text
 //!  SIGHUP, SIGTERM, SIGINT --.
@@ -13,13 +13,17 @@
 //! Events only make tasks due; the tasks do the work, in one order. So a burst of events costs one task, and a change that
 //! fails is tried again by the same code.
 
+mod agenda;
+mod obtain;
+
+use self::agenda::{Agenda, Task};
+use self::obtain::obtain;
 use crate::backend::udp_tunnel::Push;
-use crate::config::{self, Host, LoadError, Tunnel};
+use crate::config::{self, LoadError, Tunnel};
 use crate::daemon::ProcessHandle;
 use crate::netlink::{self, Event as NetlinkEvent, Events as NetlinkEvents, Group};
 use crate::source::file::FileWatch;
 use crate::source::resolve::{self, Answer, Names, Unresolved};
-use crate::state::{Paths, network_namespace};
 use crate::tunnel::{self, Applied, Live, TunnelError};
 use mio::net::UnixStream;
 use mio::unix::SourceFd;
@@ -27,10 +31,9 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -90,43 +93,6 @@ pub enum RunError {
 impl From<netlink::NetlinkError> for RunError {
     fn from(error: netlink::NetlinkError) -> Self {
         RunError::Tunnel(error.into())
-    }
-}
-
-/// What may fall due; done in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Task {
-    ReadFile,
-    RestartWeftd,
-    Resolve,
-    Reconcile,
-}
-
-/// When each task falls due.
-#[derive(Debug, Default)]
-struct Agenda(BTreeMap<Task, Instant>);
-
-impl Agenda {
-    /// Makes `task` due at `at`, unless it is due earlier.
-    fn add(&mut self, task: Task, at: Instant) {
-        let due = self.0.entry(task).or_insert(at);
-        *due = at.min(*due);
-    }
-
-    /// Takes the first task that is due.
-    fn take(&mut self, now: Instant) -> Option<Task> {
-        let task = self.0.iter().find(|(_, due)| **due <= now).map(|(task, _)| *task)?;
-        self.0.remove(&task);
-        Some(task)
-    }
-
-    fn holds(&self, task: Task) -> bool {
-        self.0.contains_key(&task)
-    }
-
-    /// How long there is nothing to do.
-    fn idle(&self, now: Instant) -> Option<Duration> {
-        self.0.values().min().map(|due| due.saturating_duration_since(now))
     }
 }
 
@@ -253,7 +219,7 @@ impl Controller {
                 && let Some(task) = self.agenda.take(Instant::now())
             {
                 match task {
-                    Task::ReadFile => self.read_file()?,
+                    Task::ReadFile => self.read_file(),
                     Task::RestartWeftd => self.restart_weftd()?,
                     Task::Resolve => self.resolve(),
                     Task::Reconcile => self.reconcile(),
@@ -321,11 +287,8 @@ impl Controller {
         if self.weftd_started.elapsed() >= RESTART_HEALTHY {
             self.restart_pause = RESTART_PAUSE_MIN;
         }
-        warn!(
-            "weftd, process {}, has ended; starting it again in {:?}",
-            self.live.state().weftd.pid,
-            self.restart_pause
-        );
+        let (pid, pause, said) = (self.live.state().weftd.pid, self.restart_pause, self.live.last_words());
+        warn!("weftd, process {pid}, has ended; starting it again in {pause:?}{said}");
         self.plan_restart();
         Ok(())
     }
@@ -355,19 +318,21 @@ impl Controller {
 
     // Tasks.
 
-    fn read_file(&mut self) -> io::Result<()> {
-        self.watch.rearm()?;
+    fn read_file(&mut self) {
+        if let Err(error) = self.watch.rearm() {
+            warn!("{}: changes will not be noticed, send SIGHUP: {error}", self.path.display());
+        }
         let text = match std::fs::read_to_string(&self.path) {
             Ok(text) => text,
             Err(error) => {
                 if self.text.take().is_some() {
                     warn!("{}: {error}; the tunnel stays as it is", self.path.display());
                 }
-                return Ok(());
+                return;
             }
         };
         if self.text.as_ref() == Some(&text) {
-            return Ok(());
+            return;
         }
         let file = self.path.display().to_string();
         let parsed = config::parse(&file, &self.tunnel.name, &text, &config::is_local_address);
@@ -381,11 +346,10 @@ impl Controller {
             }
             Err(error) => {
                 error!("{file} has changed and cannot be used; the tunnel stays as it is\n{error}");
-                return Ok(());
+                return;
             }
         };
         self.change(wanted);
-        Ok(())
     }
 
     /// Goes over to what a changed file wants.
@@ -428,6 +392,7 @@ impl Controller {
         self.weftd_started = Instant::now();
         match started {
             Ok(()) => {
+                info!("started weftd again, process {}", self.live.state().weftd.pid);
                 self.watch_weftd()?;
                 if self.apply().is_err() {
                     self.agenda.add(Task::Reconcile, Instant::now() + RECONCILE_PERIOD_MIN);
@@ -447,7 +412,9 @@ impl Controller {
     }
 
     fn resolve(&mut self) {
-        // A round that is still under way is not joined by another: a dead DNS server would collect threads.
+        // The end of the last round may have come without a call. A round that is still under way is not joined by
+        // another: a dead DNS server would collect threads.
+        self.on_answers();
         if self.answers.is_none() {
             let names = resolve::names_of(&self.tunnel);
             if !names.is_empty() {
@@ -524,107 +491,5 @@ impl Controller {
             None => self.plan_restart(),
         }
         Ok(())
-    }
-}
-
-/// Adopts the tunnel if it is up, and brings it up if it is not.
-fn obtain(
-    options: &Options,
-    path: &Path,
-    tunnel: &Tunnel,
-    interrupted: &dyn Fn() -> bool,
-) -> Result<(Live, Names, Applied), TunnelError> {
-    let paths = Paths::new(&options.run_dir, &tunnel.name);
-    let mut lock = paths.take_lock()?;
-    let state = paths.read_state()?.filter(|state| state.weftd.handle().is_some());
-    if let Some(state) = state {
-        let pid = state.weftd.pid;
-        if state.network_namespace != network_namespace()? {
-            return Err(TunnelError::OtherNamespace { name: state.name, pid });
-        }
-        match Live::adopt(paths.clone(), lock, state, path) {
-            Ok(mut live) => {
-                let names = names_for_adopted(&mut live, tunnel);
-                if live.needs_restart(tunnel) {
-                    warn!(
-                        "weftd, process {pid}, runs with other settings than {} asks for: restarting it",
-                        path.display()
-                    );
-                    live.end_weftd()?;
-                    live.restart_weftd(tunnel, &names, interrupted)?;
-                } else {
-                    info!("adopting weftd, process {pid}");
-                }
-                let applied = live.apply(tunnel, &names)?;
-                if let Push::Unchanged(installed) = applied.push {
-                    info!("its table is as it should be, digest {}", installed.digest);
-                }
-                return Ok((live, names, applied));
-            }
-            Err((given_back, error)) => {
-                warn!("weftd, process {pid}, cannot be adopted: {error}; replacing it");
-                tunnel::take_down(&paths, paths.read_state()?.as_ref())?;
-                lock = given_back;
-            }
-        }
-    }
-    if tunnel::clear_remains(&paths)? {
-        info!("removed what an earlier tunnel {:?} left", tunnel.name);
-    }
-    let names = resolve::ask_within(resolve::names_of(tunnel), RESOLVE_FIRST_TIMEOUT);
-    let (live, applied) = Live::bring_up(paths, lock, tunnel, path, &names, interrupted)?;
-    info!("started weftd, process {}, with device {}", live.state().weftd.pid, live.tun().name);
-    Ok((live, names, applied))
-}
-
-/// Where weftd sends already is where its peers are until the resolver says otherwise: an adopter without DNS must not
-/// take routes away.
-fn names_for_adopted(live: &mut Live, tunnel: &Tunnel) -> Names {
-    let mut names = Names::default();
-    match live.addresses_in_force() {
-        Ok(in_force) => {
-            for peer in &tunnel.peers {
-                if let (Host::Name(name), Some(address)) = (&peer.endpoint.host, in_force.get(&peer.name)) {
-                    names.learn(Answer { name: name.clone(), result: Ok(vec![*address]) });
-                }
-            }
-        }
-        Err(error) => warn!("weftd's table cannot be read: {error}"),
-    }
-    for answer in resolve::answers_within(resolve::names_of(tunnel), RESOLVE_FIRST_TIMEOUT) {
-        if let Some(said) = names.learn(answer) {
-            info!("{said}");
-        }
-    }
-    names
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_task_falls_due_at_its_earliest_time_and_once() {
-        let now = Instant::now();
-        let mut agenda = Agenda::default();
-        agenda.add(Task::Resolve, now + Duration::from_secs(5));
-        agenda.add(Task::Resolve, now + Duration::from_secs(9));
-        agenda.add(Task::Reconcile, now);
-        assert_eq!(agenda.idle(now), Some(Duration::ZERO));
-        assert_eq!((agenda.take(now), agenda.take(now)), (Some(Task::Reconcile), None));
-        assert_eq!(agenda.idle(now), Some(Duration::from_secs(5)));
-        assert_eq!(agenda.take(now + Duration::from_secs(5)), Some(Task::Resolve));
-        assert_eq!(agenda.idle(now), None);
-    }
-
-    #[test]
-    fn the_file_is_read_before_anything_else_that_is_due() {
-        let now = Instant::now();
-        let mut agenda = Agenda::default();
-        for task in [Task::Reconcile, Task::RestartWeftd, Task::ReadFile] {
-            agenda.add(task, now);
-        }
-        let order = [agenda.take(now), agenda.take(now), agenda.take(now)];
-        assert_eq!(order, [Some(Task::ReadFile), Some(Task::RestartWeftd), Some(Task::Reconcile)]);
     }
 }

@@ -1,0 +1,76 @@
+//! What `weft run` has to do, and when.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// What may fall due; done in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Task {
+    /// Read the file, and go over to what it wants if it has changed.
+    ReadFile,
+    /// Start weftd in the place of a dead one.
+    RestartWeftd,
+    /// Ask the resolver for every name.
+    Resolve,
+    /// Look at table, device and routes, and mend them.
+    Reconcile,
+}
+
+/// When each task falls due.
+#[derive(Debug, Default)]
+pub struct Agenda(BTreeMap<Task, Instant>);
+
+impl Agenda {
+    /// Makes `task` due at `at`, unless it is due earlier.
+    pub fn add(&mut self, task: Task, at: Instant) {
+        let due = self.0.entry(task).or_insert(at);
+        *due = at.min(*due);
+    }
+
+    /// Takes the first task that is due.
+    pub fn take(&mut self, now: Instant) -> Option<Task> {
+        let task = self.0.iter().find(|(_, due)| **due <= now).map(|(task, _)| *task)?;
+        self.0.remove(&task);
+        Some(task)
+    }
+
+    /// Whether `task` is due some time.
+    pub fn holds(&self, task: Task) -> bool {
+        self.0.contains_key(&task)
+    }
+
+    /// How long there is nothing to do.
+    pub fn idle(&self, now: Instant) -> Option<Duration> {
+        self.0.values().min().map(|due| due.saturating_duration_since(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_falls_due_at_its_earliest_time_and_once() {
+        let now = Instant::now();
+        let mut agenda = Agenda::default();
+        agenda.add(Task::Resolve, now + Duration::from_secs(5));
+        agenda.add(Task::Resolve, now + Duration::from_secs(9));
+        agenda.add(Task::Reconcile, now);
+        assert_eq!(agenda.idle(now), Some(Duration::ZERO));
+        assert_eq!((agenda.take(now), agenda.take(now)), (Some(Task::Reconcile), None));
+        assert_eq!(agenda.idle(now), Some(Duration::from_secs(5)));
+        assert_eq!(agenda.take(now + Duration::from_secs(5)), Some(Task::Resolve));
+        assert_eq!(agenda.idle(now), None);
+    }
+
+    #[test]
+    fn the_file_is_read_before_anything_else_that_is_due() {
+        let now = Instant::now();
+        let mut agenda = Agenda::default();
+        for task in [Task::Reconcile, Task::RestartWeftd, Task::ReadFile] {
+            agenda.add(task, now);
+        }
+        let order = [agenda.take(now), agenda.take(now), agenda.take(now)];
+        assert_eq!(order, [Some(Task::ReadFile), Some(Task::RestartWeftd), Some(Task::Reconcile)]);
+    }
+}
