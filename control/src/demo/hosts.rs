@@ -16,9 +16,9 @@ use weft_lab::topology::Pair;
 use weft_lab::{FlannelVxlan, Lab, Link, Node, Ping, ping};
 
 use super::Options;
-use crate::config::Engine;
 use super::report::Subject;
 use super::tunnel::{Ran, Tunnel};
+use crate::config::Engine;
 
 /// MTU of the cable, in bytes: Ethernet's.
 pub const UNDERLAY_MTU: u32 = 1500;
@@ -137,10 +137,7 @@ impl Hosts {
 }
 
 fn overlay(number: u8) -> [IpAddr; 2] {
-    [
-        Ipv4Addr::new(10, 99, 0, number).into(),
-        Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, number.into()).into(),
-    ]
+    [Ipv4Addr::new(10, 99, 0, number).into(), Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, number.into()).into()]
 }
 
 /// The tunnel file of one host. It is that of `examples/two-hosts-a.toml` with IPv6 added.

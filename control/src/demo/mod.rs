@@ -24,7 +24,7 @@ use anyhow::{Context, Result};
 use weft_lab::Lab;
 use weft_lab::measure::{Stop, Stopped};
 
-use crate::config::Engine;
+use crate::config::{DEFAULT_PORT, Engine};
 use hosts::{Host, Hosts, UNDERLAY_MTU};
 use progress::{Progress, Style};
 use report::{HostReport, Machine, Plan, Report};
@@ -69,7 +69,7 @@ pub fn run(options: &Options, stop: &Stop, progress: &mut Progress) -> Report {
     if let Err(error) = outcome {
         if error.is::<Stopped>() || stop.is_raised() {
             report.interrupted = true;
-            report.failures.push("interrupted; what the demo had made was removed".into());
+            report.failures.push("stopped by a signal before its end".into());
         } else {
             report.failures.push(format!("{error:#}"));
         }
@@ -99,8 +99,10 @@ fn perform(options: &Options, stop: &Stop, progress: &mut Progress, report: &mut
     let outcome = show(&mut hosts, &lab, options, stop, progress, report);
     progress.finish();
     progress.say("");
-    let down = hosts.down(|host, ran| tell(host, ran, progress));
-    outcome.and(down)
+    if let Err(error) = hosts.down(|host, ran| tell(host, ran, progress)) {
+        report.failures.push(format!("{error:#}"));
+    }
+    outcome
 }
 
 fn show(
@@ -121,22 +123,27 @@ fn show(
     progress.start(steps);
     report.measurements = compare::compare(hosts, options, stop, progress)?;
     for host in [&hosts.a, &hosts.b] {
-        report.hosts.push(inspect(host)?);
+        match inspect(host) {
+            Ok(inspected) => report.hosts.push(inspected),
+            Err(error) => report.failures.push(format!("{error:#}; weft's numbers are not called measured")),
+        }
     }
     Ok(())
 }
 
 fn introduce(hosts: &Hosts, progress: &Progress) {
     let Hosts { a, b, .. } = hosts;
-    let title = progress.paint(Style::Bold, "Two hosts on this machine, each in its own network namespace");
+    progress.say(&progress.paint(Style::Bold, "Two hosts on this machine, each in its own network namespace"));
     let addresses = |host: &Host| format!("{}, {}", host.overlay[0], host.overlay[1]);
-    progress.say(&format!(
-        "{title}\n  host a  {:<18} ---- cable (veth), MTU {UNDERLAY_MTU} --- {:>18}  host b\n          {:<18} ==== weft: UDP port 8285 ==== {:>18}\n",
-        a.underlay,
-        b.underlay,
-        addresses(a),
-        addresses(b),
-    ));
+    for (left, middle, right) in [
+        ("host a".to_owned(), String::new(), "host b".to_owned()),
+        (a.underlay.to_string(), format!(" cable (veth), MTU {UNDERLAY_MTU} {:->9}", ""), b.underlay.to_string()),
+        (addresses(a), format!(" weft, UDP port {DEFAULT_PORT} {:=>11}", ""), addresses(b)),
+    ] {
+        let line = middle.chars().last().unwrap_or(' ').to_string().repeat(9);
+        progress.say(format!("  {left:<18} {line}{middle:<35} {right}").trim_end());
+    }
+    progress.say("");
 }
 
 fn tell(host: &Host, ran: &Ran, progress: &Progress) {

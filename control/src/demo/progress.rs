@@ -75,7 +75,7 @@ impl Progress {
             return;
         }
         self.bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
-        let template = "  {bar:30} {percent:>3} %  {msg}  {eta} left";
+        let template = "  {bar:16} {percent:>3} %  {eta:>3}  {msg}";
         let style = ProgressStyle::with_template(template).expect("the template is a constant");
         self.bar.set_style(style.progress_chars("━╸─"));
         self.bar.enable_steady_tick(Duration::from_millis(200));

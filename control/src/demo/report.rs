@@ -308,19 +308,25 @@ impl Report {
             degraded.extend(host.degraded.iter().map(|why| format!("weftd on host {}: {why}", host.name)));
         }
         for measurement in self.measurements.iter_mut() {
-            let is_foreign = measurement.subject == Subject::Weft && !degraded.is_empty();
-            measurement.measured = measurement.value.is_some() && measurement.error.is_none() && !is_foreign;
+            let is_in_doubt = measurement.subject == Subject::Weft && (!degraded.is_empty() || self.hosts.len() < 2);
+            measurement.measured = measurement.value.is_some() && measurement.error.is_none() && !is_in_doubt;
         }
         self.add_ratios();
-        let pings = self.pings.iter().filter_map(|ping| {
-            Some(format!("ping from {} to {}: {}", ping.from, ping.address, ping.error.as_ref()?))
-        });
+        let pings = self
+            .pings
+            .iter()
+            .filter_map(|ping| Some(format!("ping from {} to {}: {}", ping.from, ping.address, ping.error.as_ref()?)));
         let transfers = self.transfers.iter().filter_map(|transfer| {
             Some(format!("file from {} to {}: {}", transfer.from, transfer.address, transfer.error.as_ref()?))
         });
-        let measurements = self.measurements.iter().filter_map(|measurement| {
+        let measurements = self.measurements.iter().enumerate().filter_map(|(index, measurement)| {
             let Measurement { metric, mode, subject, error, .. } = measurement;
-            Some(format!("{}, {}, {}: {}", subject.name(), metric.name(), mode.name(), error.as_ref()?))
+            let error = error.as_ref()?;
+            // Several metrics come from one run, and fail with it.
+            let is_known = self.measurements[..index]
+                .iter()
+                .any(|other| (other.mode, other.subject, other.error.as_ref()) == (*mode, *subject, Some(error)));
+            (!is_known).then(|| format!("{}, {}, {}: {error}", subject.name(), metric.name(), mode.name()))
         });
         let found: Vec<String> = pings.chain(transfers).chain(measurements).collect();
         self.failures.extend(found);
@@ -345,7 +351,8 @@ impl Report {
             .map(|measurement| (measurement.metric, measurement.mode, measurement.value))
             .collect();
         for measurement in &mut self.measurements {
-            let same = vxlan.iter().find(|(metric, mode, _)| (*metric, *mode) == (measurement.metric, measurement.mode));
+            let same =
+                vxlan.iter().find(|(metric, mode, _)| (*metric, *mode) == (measurement.metric, measurement.mode));
             let other = same.and_then(|(_, _, value)| *value).filter(|value| *value > 0.0);
             measurement.ratio_to_vxlan = measurement.value.zip(other).map(|(value, other)| value / other);
         }

@@ -12,7 +12,7 @@ const VALUE_LEN: usize = 9;
 /// Columns of a line of text.
 const LINE_LEN: usize = 80;
 /// Characters of a hash that are shown.
-const HASH_LEN_SHOWN: usize = 16;
+const HASH_LEN_SHOWN: usize = 8;
 /// Above this spread between rounds, the reader is warned.
 const SPREAD_NOTABLE: f64 = 0.2;
 
@@ -43,7 +43,7 @@ pub fn transfer_line(transfer: &TransferReport, progress: &Progress) -> String {
     let what = format!("{} MiB to {} from host {}", transfer.bytes >> 20, transfer.address, transfer.from);
     match (&transfer.error, transfer.seconds, &transfer.sha256_received) {
         (None, Some(seconds), Some(hash)) => format!(
-            "  {} {what:<37} {seconds:.2} s, SHA-256 {}... is the same",
+            "  {} {what:<33} {seconds:.2} s, SHA-256 {}... is the same",
             progress.paint(Style::Green, "ok"),
             &hash[..HASH_LEN_SHOWN.min(hash.len())],
         ),
@@ -84,7 +84,7 @@ pub fn verdict(report: &Report, progress: &Progress) -> String {
         let how = format!("every ping, hash and measurement succeeded, in {:.0} s", report.elapsed_s);
         return format!("\n{}: {how}.", progress.paint(Style::Green, "ok"));
     }
-    let title = progress.paint(Style::Red, "FAILED");
+    let title = progress.paint(Style::Red, if report.interrupted { "Interrupted" } else { "FAILED" });
     report.failures.iter().fold(format!("\n{title}:"), |text, failure| format!("{text}\n  - {failure}"))
 }
 
@@ -92,21 +92,20 @@ fn what_ran(report: &Report) -> String {
     let machine = &report.machine;
     let cpu = machine.cpu.as_ref().map(|cpu| format!(" ({cpu})")).unwrap_or_default();
     let cores = if machine.cores == 1 { "1 core".into() } else { format!("{} cores", machine.cores) };
-    let mut text = format!("  Linux {}, {cores}{cpu}\n", machine.kernel);
-    for line in ran_on_hosts(&report.hosts) {
-        text.push_str(&format!("  {line}\n"));
-    }
-    text.push_str("  VXLAN: the kernel's, set up as flannel does; routing: no tunnel, a route between the hosts\n");
+    let mut lines = vec![format!("Linux {}, {cores}{cpu}", machine.kernel)];
+    lines.extend(ran_on_hosts(&report.hosts));
+    lines.push("VXLAN: the kernel's, set up as flannel does; routing: a route, no tunnel".into());
     if machine.debug_build {
-        text.push_str("  THIS IS A DEBUG BUILD: its numbers say nothing; build with `cargo build --release`\n");
+        lines.push("THIS IS A DEBUG BUILD: its numbers say nothing. `cargo build --release`".into());
     }
-    text
+    paragraphs(&lines) + "\n"
 }
 
 /// What each weftd said of itself; one line if they say the same.
 fn ran_on_hosts(hosts: &[HostReport]) -> Vec<String> {
     let lines: Vec<(String, String)> = hosts.iter().map(|host| (host.name.clone(), describe(host))).collect();
     match lines.as_slice() {
+        [] => vec!["weft: nothing is known of what ran".into()],
         [(_, first), (_, second)] if first == second => vec![format!("weft on both hosts: {first}")],
         _ => lines.into_iter().map(|(name, line)| format!("weft on host {name}: {line}")).collect(),
     }
@@ -123,7 +122,7 @@ fn describe(host: &HostReport) -> String {
 fn table(report: &Report, mode: CableMode) -> Table {
     let mut table = Table::new();
     table.load_style(TABLE_STYLE).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(["", "weft", "/ VXLAN", "VXLAN", "routing", "/ VXLAN", "unit", "better is"]);
+    table.set_header(["", "weft", "/ VXLAN", "VXLAN", "routing", "/ VXLAN", "unit", "better"]);
     for metric in Metric::ALL {
         let cell = |subject| report.cell(metric, mode, subject);
         table.add_row([
@@ -160,17 +159,20 @@ fn ratio(cell: Option<&Measurement>) -> String {
 fn picture(report: &Report, progress: &Progress) -> String {
     let heads = CableMode::ALL.map(|mode| format!("{:<width$}", mode.name(), width = BAR_LEN + VALUE_LEN + 1));
     let mut text = format!("{:26}{}\n", "", heads.concat()).trim_end().to_owned() + "\n";
-    for metric in DRAWN {
+    for (number, metric) in DRAWN.into_iter().enumerate() {
+        if number > 0 {
+            text.push('\n');
+        }
         let largest = CableMode::ALL.map(|mode| {
             let values = Subject::ALL.iter().filter_map(|subject| report.cell(metric, mode, *subject)?.value);
             values.fold(0.0, f64::max)
         });
         for subject in Subject::ALL {
-            let title = if subject == Subject::Weft { metric.name() } else { "" };
-            let title = match (subject, metric.less_is_better()) {
-                (Subject::Vxlan, false) => "longer is better",
-                (Subject::Vxlan, true) => "shorter is better",
-                _ => title,
+            let title = match subject {
+                Subject::Weft => metric.name(),
+                Subject::Vxlan => metric.shown_unit(),
+                Subject::Plain if metric.less_is_better() => "shorter is better",
+                Subject::Plain => "longer is better",
             };
             let mut line = format!("  {title:<17} {:<7} ", subject.name());
             for (mode, largest) in CableMode::ALL.into_iter().zip(largest) {
@@ -181,10 +183,6 @@ fn picture(report: &Report, progress: &Progress) -> String {
                 let bar = if subject == Subject::Weft { progress.paint(Style::Cyan, &bar) } else { bar };
                 let shown = value.map_or_else(|| "-".into(), |value| metric.show(value));
                 line.push_str(&format!("{bar}{padding} {shown:<VALUE_LEN$}"));
-            }
-            if subject == Subject::Plain {
-                line = line.trim_end().to_owned();
-                line.push_str(&format!("  {}", metric.shown_unit()));
             }
             text.push_str(line.trim_end());
             text.push('\n');
@@ -233,7 +231,12 @@ fn how_to_read(report: &Report) -> String {
     } else {
         sentences.push("One round only: a difference of a fifth may be chance. Use --rounds for more.".to_owned());
     }
-    sentences.iter().map(|sentence| wrap(sentence)).collect::<Vec<_>>().join("\n")
+    paragraphs(&sentences)
+}
+
+/// One paragraph below the other.
+fn paragraphs(texts: &[String]) -> String {
+    texts.iter().map(|text| wrap(text)).collect::<Vec<_>>().join("\n")
 }
 
 /// Breaks a paragraph into lines, indented by two.
@@ -304,8 +307,8 @@ mod tests {
             }
         }
         report.conclude([0, 0, 42]);
-        let text = format!("{}{}", table(&report, CableMode::Wire), picture(&report, &Progress::new(true)));
-        for line in text.lines().chain(how_to_read(&report).lines()) {
+        let text = result(&report, &Progress::new(true));
+        for line in text.lines() {
             assert!(line.chars().count() <= LINE_LEN, "{} columns: {line}", line.chars().count());
         }
     }

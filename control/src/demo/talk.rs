@@ -46,7 +46,10 @@ pub fn exchange_pings(from: &Host, to: &Host, address: IpAddr) -> PingReport {
         report.received += 1;
         report.ttl = Some(ttl);
         times.push(rtt.as_nanos() as f64 / 1e3);
-        ensure!(ttl == TTL_EXPECTED, "the reply has TTL {ttl}; two tunnel ends should have left {TTL_EXPECTED} of {TTL_SENT}");
+        ensure!(
+            ttl == TTL_EXPECTED,
+            "the reply has TTL {ttl}; two tunnel ends should have left {TTL_EXPECTED} of {TTL_SENT}"
+        );
         Ok(())
     });
     times.sort_by(f64::total_cmp);
@@ -77,7 +80,14 @@ pub fn write_random_file(path: &Path, bytes: u64, stop: &Stop) -> Result<()> {
 
 /// Sends the file `source` from one host to an address of another, where it is written to `target`, and compares the
 /// hashes of both files as they are on disk. A failure is in the report.
-pub fn transfer_file(from: &Host, to: &Host, address: IpAddr, source: &Path, target: &Path, stop: &Stop) -> TransferReport {
+pub fn transfer_file(
+    from: &Host,
+    to: &Host,
+    address: IpAddr,
+    source: &Path,
+    target: &Path,
+    stop: &Stop,
+) -> TransferReport {
     let mut report = TransferReport {
         ok: false,
         from: from.node.name().into(),
@@ -106,7 +116,8 @@ pub fn transfer_file(from: &Host, to: &Host, address: IpAddr, source: &Path, tar
 
 /// From connecting to the last byte written.
 fn send_file(from: &Host, to: &Host, address: IpAddr, source: &Path, target: &Path, stop: &Stop) -> Result<Duration> {
-    let listener = to.node.run(|| TcpListener::bind((address, 0))).with_context(|| format!("listening on {address}"))?;
+    let listener =
+        to.node.run(|| TcpListener::bind((address, 0))).with_context(|| format!("listening on {address}"))?;
     let address = listener.local_addr()?;
     let mut file = File::open(source)?;
     let mut copy = File::create(target)?;

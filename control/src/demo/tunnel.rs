@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, WaitOptions};
 use weft_lab::measure::{Stop, Stopped};
 use weft_lab::{Node, Process};
@@ -94,7 +94,9 @@ impl Tunnel {
     /// # Errors
     /// If it does not answer.
     pub fn status(&self) -> Result<StatusReport> {
-        Ok(Client::connect(self.paths.socket(), ANSWER_TIMEOUT)?.status()?)
+        let status = Client::connect(self.paths.socket(), ANSWER_TIMEOUT).and_then(|mut client| client.status());
+        // The text of a client's error includes that of its source.
+        status.map_err(|error| anyhow!("{error}"))
     }
 
     /// Runs this executable: the demo belongs to the `weft` binary.

@@ -4,6 +4,7 @@
 //! under test is the one next to this binary (`cargo build -p weft-dataplane --bin weftd`).
 
 mod craft;
+mod demo;
 mod drain;
 mod drops;
 mod fallback;

@@ -171,8 +171,10 @@ fn request(mut stream: &TcpStream, window: Window, stop: &Stop) -> Result<Histog
     let end = counting + window.length;
     for number in 0.. {
         stop.check()?;
-        let request: [u8; REQUEST_LEN] =
-            pattern.at(number * REQUEST_LEN as u64, REQUEST_LEN).try_into().expect("a pattern gives what it is asked for");
+        let request: [u8; REQUEST_LEN] = pattern
+            .at(number * REQUEST_LEN as u64, REQUEST_LEN)
+            .try_into()
+            .expect("a pattern gives what it is asked for");
         let sent = Instant::now();
         if sent >= end {
             break;

@@ -76,7 +76,9 @@ impl Blasted {
 pub fn udp_blast(path: &Path<'_>, window: Window, blast: Blast, stop: &Stop) -> Result<Blasted> {
     let Blast { payload_len, segments } = blast;
     ensure!(
-        payload_len >= HEADER_LEN && (1..=SEGMENT_COUNT_MAX).contains(&segments) && segments * payload_len <= PAYLOAD_LEN_MAX,
+        payload_len >= HEADER_LEN
+            && (1..=SEGMENT_COUNT_MAX).contains(&segments)
+            && segments * payload_len <= PAYLOAD_LEN_MAX,
         "{segments} segments of {payload_len} bytes in one send"
     );
     let receiver = path.to.run(|| UdpSocket::bind((path.address, 0)))?;
