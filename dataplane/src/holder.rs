@@ -62,6 +62,11 @@ pub fn of_udp_port(port: u16) -> Holder {
     .unwrap_or(Holder::Unknown)
 }
 
+/// A process that the kernel told us by its id.
+pub fn of_pid(pid: u32) -> Holder {
+    name_of(&Path::new("/proc").join(pid.to_string())).map_or(Holder::Unknown, |name| Holder::Process { name, pid })
+}
+
 /// Tries again what failed because something is held by nobody that we can see, as `unexplained` tells of an error, for
 /// [`RELEASE_TIMEOUT`]: what a killed process had in an io_uring stays open until the kernel has taken the ring apart, which
 /// it does some milliseconds after the process is gone (`io_ring_exit_work`, io_uring/io_uring.c).
@@ -88,9 +93,12 @@ fn find(holds: impl Fn(&Path) -> bool) -> Option<Holder> {
         if pid == own || there != ours || !holds(&process) {
             return None;
         }
-        let name = fs::read_to_string(process.join("comm")).ok()?.trim().to_owned();
-        Some(Holder::Process { name, pid })
+        Some(Holder::Process { name: name_of(&process)?, pid })
     })
+}
+
+fn name_of(process: &Path) -> Option<String> {
+    Some(fs::read_to_string(process.join("comm")).ok()?.trim().to_owned())
 }
 
 fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {

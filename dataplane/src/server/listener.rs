@@ -1,5 +1,6 @@
 //! The socket's file: who may open it, what to do about one left behind, and its removal.
 
+use crate::holder::{self, Holder};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use std::fs::{self, DirBuilder};
@@ -30,7 +31,7 @@ pub enum ListenError {
     Held {
         /// The socket.
         path: PathBuf,
-        /// "process PID", or a text if the kernel does not say.
+        /// Name and pid, or a text if the kernel does not say.
         holder: String,
     },
     /// Something else lies at the path.
@@ -117,8 +118,8 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     let held = |holder| Err(ListenError::Held { path: path.to_path_buf(), holder });
     match net::connect(&probe, &address) {
         Ok(()) => held(match sockopt::socket_peercred(&probe) {
-            Ok(cred) => format!("process {}", cred.pid.as_raw_nonzero()),
-            Err(_) => "another process".into(),
+            Ok(cred) => holder::of_pid(cred.pid.as_raw_nonzero().get().unsigned_abs()).to_string(),
+            Err(_) => Holder::Unknown.to_string(),
         }),
         Err(rustix::io::Errno::AGAIN) => held("another process that does not answer".into()),
         Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path).map_err(failed("remove the stale socket")),
