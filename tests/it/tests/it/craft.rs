@@ -4,11 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use pnet_packet::ipv4::{self, Ipv4Packet, MutableIpv4Packet};
 use pnet_packet::ipv6::MutableIpv6Packet;
-use pnet_packet::udp::{self, MutableUdpPacket, UdpPacket};
-use pnet_packet::{FromPacket, Packet as _, icmp, icmpv6};
+use pnet_packet::udp::{self, MutableUdpPacket};
+use pnet_packet::{FromPacket, icmp, icmpv6};
 
 pub const ICMP: u8 = 1;
-pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMP6: u8 = 58;
 
@@ -216,15 +215,4 @@ impl Error {
             len: packet.len(),
         })
     }
-}
-
-/// Source and destination port and data of an IPv4 or IPv6 packet that is a whole UDP datagram with a right checksum.
-pub fn udp_datagram(packet: &[u8]) -> Option<(u16, u16, Vec<u8>)> {
-    let ip_len = match (packet.first()? >> 4, packet.get(9)?, packet.get(6)?) {
-        (4, 17, _) => usize::from(packet[0] & 15) * 4,
-        (6, _, 17) => 40,
-        _ => return None,
-    };
-    let udp = UdpPacket::new(packet.get(ip_len..)?)?;
-    Some((udp.get_source(), udp.get_destination(), udp.payload().to_vec()))
 }

@@ -57,45 +57,69 @@ fn extended(from: IpAddr, to: IpAddr, next_header: u8, extension: &[u8]) -> Vec<
 }
 
 const CASES: &[(DropReason, &str, Provocation)] = &[
-    (DropReason::Empty, "empty datagram", Situation(Direction::Decap, |half| {
-        half.send_as_peer(&[])?;
-        Ok(1)
-    })),
+    (
+        DropReason::Empty,
+        "empty datagram",
+        Situation(Direction::Decap, |half| {
+            half.send_as_peer(&[])?;
+            Ok(1)
+        }),
+    ),
     (DropReason::TooShort, "half an IPv4 header", Crafted(|from, to| good(from, to).build()[..19].to_vec())),
     (DropReason::TooShort, "half an IPv6 header", Crafted6(|from, to| good(from, to).build()[..39].to_vec())),
     (DropReason::TooShort, "one byte", Crafted(|_, _| vec![0x45])),
     (DropReason::BadVersion, "version 7", Crafted(|from, to| good(from, to).build_with(|bytes| bytes[0] = 0x75))),
     (DropReason::BadVersion, "version 15", Crafted(|_, _| vec![0xff; 64])),
     (DropReason::BadHeaderLen, "IHL 4", Crafted(|from, to| good(from, to).build_with(|bytes| bytes[0] = 0x44))),
-    (DropReason::BadHeaderLen, "IHL beyond the packet", Crafted(|from, to| {
-        good(from, to).build_with(|bytes| {
-            bytes.truncate(28);
-            bytes[0] = 0x4f;
-        })
-    })),
-    (DropReason::BadHeaderLen, "an option of length 0", Crafted(|from, to| {
-        Packet { options: vec![7, 0, 0, 0], ..good(from, to) }.build()
-    })),
-    (DropReason::BadHeaderLen, "an extension header beyond the packet", Crafted6(|from, to| {
-        extended(from, to, 60, &[UDP, 200, 1, 4, 0, 0, 0, 0])
-    })),
-    (DropReason::BadTotalLen, "longer than the packet", Crafted(|from, to| {
-        good(from, to).build_with(|bytes| bytes[3] += 1)
-    })),
-    (DropReason::BadTotalLen, "shorter than its header", Crafted(|from, to| {
-        good(from, to).build_with(|bytes| bytes[3] = 19)
-    })),
-    (DropReason::BadTotalLen, "a payload longer than the packet", Crafted6(|from, to| {
-        good(from, to).build_with(|bytes| bytes[5] += 1)
-    })),
-    (DropReason::BadTotalLen, "a jumbogram's payload length", Crafted6(|from, to| {
-        good(from, to).build_with(|bytes| bytes[4..6].fill(0))
-    })),
-    (DropReason::BadChecksum, "a flipped bit", Crafted(|from, to| {
-        let mut bytes = good(from, to).build();
-        bytes[10] ^= 1;
-        bytes
-    })),
+    (
+        DropReason::BadHeaderLen,
+        "IHL beyond the packet",
+        Crafted(|from, to| {
+            good(from, to).build_with(|bytes| {
+                bytes.truncate(28);
+                bytes[0] = 0x4f;
+            })
+        }),
+    ),
+    (
+        DropReason::BadHeaderLen,
+        "an option of length 0",
+        Crafted(|from, to| Packet { options: vec![7, 0, 0, 0], ..good(from, to) }.build()),
+    ),
+    (
+        DropReason::BadHeaderLen,
+        "an extension header beyond the packet",
+        Crafted6(|from, to| extended(from, to, 60, &[UDP, 200, 1, 4, 0, 0, 0, 0])),
+    ),
+    (
+        DropReason::BadTotalLen,
+        "longer than the packet",
+        Crafted(|from, to| good(from, to).build_with(|bytes| bytes[3] += 1)),
+    ),
+    (
+        DropReason::BadTotalLen,
+        "shorter than its header",
+        Crafted(|from, to| good(from, to).build_with(|bytes| bytes[3] = 19)),
+    ),
+    (
+        DropReason::BadTotalLen,
+        "a payload longer than the packet",
+        Crafted6(|from, to| good(from, to).build_with(|bytes| bytes[5] += 1)),
+    ),
+    (
+        DropReason::BadTotalLen,
+        "a jumbogram's payload length",
+        Crafted6(|from, to| good(from, to).build_with(|bytes| bytes[4..6].fill(0))),
+    ),
+    (
+        DropReason::BadChecksum,
+        "a flipped bit",
+        Crafted(|from, to| {
+            let mut bytes = good(from, to).build();
+            bytes[10] ^= 1;
+            bytes
+        }),
+    ),
     (DropReason::TtlExceeded, "TTL 1", Crafted(|from, to| Packet { ttl: 1, ..good(from, to) }.build())),
     (DropReason::TtlExceeded, "TTL 0", Crafted(|from, to| Packet { ttl: 0, ..good(from, to) }.build())),
     (DropReason::TtlExceeded, "hop limit 1", Crafted6(|from, to| Packet { ttl: 1, ..good(from, to) }.build())),
@@ -120,94 +144,157 @@ const CASES: &[(DropReason, &str, Provocation)] = &[
     (DropReason::Multicast, "to a group", Crafted(|from, _| good(from, ip("224.0.0.251")).build())),
     (DropReason::Multicast, "to broadcast", Crafted(|from, _| good(from, ip("255.255.255.255")).build())),
     (DropReason::Multicast, "to an IPv6 group", Crafted6(|from, _| good(from, ip("ff02::fb")).build())),
-    (DropReason::SourceRoute, "loose", Crafted(|from, to| {
-        Packet { options: vec![131, 7, 4, 10, 9, 9, 9, 0], ..good(from, to) }.build()
-    })),
-    (DropReason::SourceRoute, "strict, behind a no-op", Crafted(|from, to| {
-        Packet { options: vec![1, 137, 7, 4, 10, 9, 9, 9], ..good(from, to) }.build()
-    })),
-    (DropReason::SourceRoute, "routing header of type 0", Crafted6(|from, to| {
-        extended(from, to, 43, &[&[UDP, 2, 0, 1, 0, 0, 0, 0], &[0; 16][..]].concat())
-    })),
-    (DropReason::PingOfDeath, "a fragment at the very end", Crafted(|from, to| {
-        Packet { fragment: 0x1fff, ..good(from, to) }.build()
-    })),
-    (DropReason::PingOfDeath, "an IPv6 fragment at the very end", Crafted6(|from, to| {
-        extended(from, to, 44, &[UDP, 0, 0xff, 0xf8, 0, 0, 0, 1])
-    })),
-    (DropReason::BadVnetHeader, "a checksum that starts inside the IP header", Situation(Direction::Encap, |half| {
-        let packet = Packet { options: vec![1; 4], ..good(here(Family::V4), there(Family::V4)) }.build();
-        // NEEDS_CSUM, from byte 20, where the options are.
-        let header = [&[1, 0][..], &[0; 4], &20u16.to_ne_bytes(), &6u16.to_ne_bytes()].concat();
-        half.injector.send_with_vnet(&header.try_into().expect("ten bytes"), &packet)?;
-        Ok(1)
-    })),
-    (DropReason::NoRoute, "an IPv4 address of nobody", Situation(Direction::Encap, |half| {
-        half.injector.send(&good(here(Family::V4), ip("10.9.99.1")).build())?;
-        Ok(1)
-    })),
-    (DropReason::NoRoute, "an IPv6 address of nobody", Situation(Direction::Encap, |half| {
-        half.injector.send(&good(here(Family::V6), ip("fd09:0:0:99::1")).build())?;
-        Ok(1)
-    })),
-    (DropReason::TooBig, "an IPv4 packet that may not be fragmented", Situation(Direction::Encap, |half| {
-        let packet = Packet::udp(here(Family::V4), there(Family::V4), (7, 9), &[0x55; 1473 - 28]);
-        half.injector.send(&Packet { fragment: DONT_FRAGMENT, ..packet }.build())?;
-        Ok(1)
-    })),
-    (DropReason::TooBig, "an IPv6 packet", Situation(Direction::Encap, |half| {
-        half.injector.send(&Packet::udp(here(Family::V6), there(Family::V6), (7, 9), &[0x55; 1473 - 48]).build())?;
-        Ok(1)
-    })),
-    (DropReason::Recursion, "our own datagrams, routed into the tunnel", Situation(Direction::Encap, |half| {
-        let peer = Family::V4.underlay(2);
-        half.install(&[("192.0.2.0/24", peer)])?;
-        half.injector.send(&Packet::udp(Family::V4.underlay(1), peer, (PORT, PORT), b"wrapped").build())?;
-        Ok(1)
-    })),
-    (DropReason::UnderlayError, "no way to the peer", Situation(Direction::Encap, |half| {
-        half.install(&[("10.9.4.0/24", ip("203.0.113.1"))])?;
-        half.injector.send(&good(here(Family::V4), ip("10.9.4.1")).build())?;
-        Ok(1)
-    })),
-    (DropReason::UnderlayError, "a prohibited way to the peer", Situation(Direction::Encap, |half| {
-        half.install(&[("10.9.4.0/24", ip("203.0.113.1"))])?;
-        let route = Route::unreachable("203.0.113.0/24".parse::<ipnet::IpNet>()?);
-        half.host.node.netlink()?.add_route(&route)?;
-        half.injector.send(&good(here(Family::V4), ip("10.9.4.1")).build())?;
-        half.settle()?;
-        half.host.node.netlink()?.delete_route(&route)?;
-        Ok(1)
-    })),
+    (
+        DropReason::SourceRoute,
+        "loose",
+        Crafted(|from, to| Packet { options: vec![131, 7, 4, 10, 9, 9, 9, 0], ..good(from, to) }.build()),
+    ),
+    (
+        DropReason::SourceRoute,
+        "strict, behind a no-op",
+        Crafted(|from, to| Packet { options: vec![1, 137, 7, 4, 10, 9, 9, 9], ..good(from, to) }.build()),
+    ),
+    (
+        DropReason::SourceRoute,
+        "routing header of type 0",
+        Crafted6(|from, to| extended(from, to, 43, &[&[UDP, 2, 0, 1, 0, 0, 0, 0], &[0; 16][..]].concat())),
+    ),
+    (
+        DropReason::PingOfDeath,
+        "a fragment at the very end",
+        Crafted(|from, to| Packet { fragment: 0x1fff, ..good(from, to) }.build()),
+    ),
+    (
+        DropReason::PingOfDeath,
+        "an IPv6 fragment at the very end",
+        Crafted6(|from, to| extended(from, to, 44, &[UDP, 0, 0xff, 0xf8, 0, 0, 0, 1])),
+    ),
+    (
+        DropReason::BadVnetHeader,
+        "a checksum that starts inside the IP header",
+        Situation(Direction::Encap, |half| {
+            let packet = Packet { options: vec![1; 4], ..good(here(Family::V4), there(Family::V4)) }.build();
+            // NEEDS_CSUM, from byte 20, where the options are.
+            let header = [&[1, 0][..], &[0; 4], &20u16.to_ne_bytes(), &6u16.to_ne_bytes()].concat();
+            half.injector.send_with_vnet(&header.try_into().expect("ten bytes"), &packet)?;
+            Ok(1)
+        }),
+    ),
+    (
+        DropReason::NoRoute,
+        "an IPv4 address of nobody",
+        Situation(Direction::Encap, |half| {
+            half.injector.send(&good(here(Family::V4), ip("10.9.99.1")).build())?;
+            Ok(1)
+        }),
+    ),
+    (
+        DropReason::NoRoute,
+        "an IPv6 address of nobody",
+        Situation(Direction::Encap, |half| {
+            half.injector.send(&good(here(Family::V6), ip("fd09:0:0:99::1")).build())?;
+            Ok(1)
+        }),
+    ),
+    (
+        DropReason::TooBig,
+        "an IPv4 packet that may not be fragmented",
+        Situation(Direction::Encap, |half| {
+            let packet = Packet::udp(here(Family::V4), there(Family::V4), (7, 9), &[0x55; 1473 - 28]);
+            half.injector.send(&Packet { fragment: DONT_FRAGMENT, ..packet }.build())?;
+            Ok(1)
+        }),
+    ),
+    (
+        DropReason::TooBig,
+        "an IPv6 packet",
+        Situation(Direction::Encap, |half| {
+            half.injector
+                .send(&Packet::udp(here(Family::V6), there(Family::V6), (7, 9), &[0x55; 1473 - 48]).build())?;
+            Ok(1)
+        }),
+    ),
+    (
+        DropReason::Recursion,
+        "our own datagrams, routed into the tunnel",
+        Situation(Direction::Encap, |half| {
+            let peer = Family::V4.underlay(2);
+            half.install(&[("192.0.2.0/24", peer)])?;
+            half.injector.send(&Packet::udp(Family::V4.underlay(1), peer, (PORT, PORT), b"wrapped").build())?;
+            Ok(1)
+        }),
+    ),
+    (
+        DropReason::UnderlayError,
+        "no way to the peer",
+        Situation(Direction::Encap, |half| {
+            half.install(&[("10.9.4.0/24", ip("203.0.113.1"))])?;
+            half.injector.send(&good(here(Family::V4), ip("10.9.4.1")).build())?;
+            Ok(1)
+        }),
+    ),
+    (
+        DropReason::UnderlayError,
+        "a prohibited way to the peer",
+        Situation(Direction::Encap, |half| {
+            half.install(&[("10.9.4.0/24", ip("203.0.113.1"))])?;
+            let route = Route::unreachable("203.0.113.0/24".parse::<ipnet::IpNet>()?);
+            half.host.node.netlink()?.add_route(&route)?;
+            half.injector.send(&good(here(Family::V4), ip("10.9.4.1")).build())?;
+            half.settle()?;
+            half.host.node.netlink()?.delete_route(&route)?;
+            Ok(1)
+        }),
+    ),
     (DropReason::UnderlayBusy, "a full send buffer", Situation(Direction::Encap, fill_send_buffer)),
-    (DropReason::Truncated, "a datagram beyond the MTU by more than the room for it", Situation(Direction::Decap, |half| {
-        let fits = Packet::udp(there(Family::V4), here(Family::V4), (7, 9), &[0x55; 1500 + 576 - 28]).build();
-        half.send_as_peer(&fits.iter().copied().chain([0]).collect::<Vec<_>>())?;
-        Ok(1)
-    })),
-    (DropReason::PeerUnknown, "another host of the underlay", Situation(Direction::Decap, |half| {
-        half.peer.address("u0", "192.0.2.66/24")?;
-        let stranger = half.peer.run(|| UdpSocket::bind(("192.0.2.66", PORT)))?;
-        stranger.send_to(&good(there(Family::V4), here(Family::V4)).build(), half.host.address)?;
-        Ok(1)
-    })),
-    (DropReason::PeerSpoof, "the host's own address", Situation(Direction::Decap, |half| {
-        half.send_as_peer(&good(here(Family::V4), ip("10.9.1.77")).build())?;
-        Ok(1)
-    })),
-    (DropReason::PeerSpoof, "an IPv6 address that is not the peer's", Situation(Direction::Decap, |half| {
-        half.send_as_peer(&good(ip("2001:db8:99::1"), here(Family::V6)).build())?;
-        Ok(1)
-    })),
-    (DropReason::TunError, "the TUN is down", Situation(Direction::Decap, |half| {
-        let index = half.host.node.link(TUN)?.index;
-        half.host.node.netlink()?.set_down(index)?;
-        half.send_as_peer(&good(there(Family::V4), here(Family::V4)).build())?;
-        half.settle()?;
-        half.host.node.netlink()?.set_up(index)?;
-        half.host.node.wait_running(TUN)?;
-        Ok(1)
-    })),
+    (
+        DropReason::Truncated,
+        "a datagram beyond the MTU by more than the room for it",
+        Situation(Direction::Decap, |half| {
+            let fits = Packet::udp(there(Family::V4), here(Family::V4), (7, 9), &[0x55; 1500 + 576 - 28]).build();
+            half.send_as_peer(&fits.iter().copied().chain([0]).collect::<Vec<_>>())?;
+            Ok(1)
+        }),
+    ),
+    (
+        DropReason::PeerUnknown,
+        "another host of the underlay",
+        Situation(Direction::Decap, |half| {
+            half.peer.address("u0", "192.0.2.66/24")?;
+            let stranger = half.peer.run(|| UdpSocket::bind(("192.0.2.66", PORT)))?;
+            stranger.send_to(&good(there(Family::V4), here(Family::V4)).build(), half.host.address)?;
+            Ok(1)
+        }),
+    ),
+    (
+        DropReason::PeerSpoof,
+        "the host's own address",
+        Situation(Direction::Decap, |half| {
+            half.send_as_peer(&good(here(Family::V4), ip("10.9.1.77")).build())?;
+            Ok(1)
+        }),
+    ),
+    (
+        DropReason::PeerSpoof,
+        "an IPv6 address that is not the peer's",
+        Situation(Direction::Decap, |half| {
+            half.send_as_peer(&good(ip("2001:db8:99::1"), here(Family::V6)).build())?;
+            Ok(1)
+        }),
+    ),
+    (
+        DropReason::TunError,
+        "the TUN is down",
+        Situation(Direction::Decap, |half| {
+            let index = half.host.node.link(TUN)?.index;
+            half.host.node.netlink()?.set_down(index)?;
+            half.send_as_peer(&good(there(Family::V4), here(Family::V4)).build())?;
+            half.settle()?;
+            half.host.node.netlink()?.set_up(index)?;
+            half.host.node.wait_running(TUN)?;
+            Ok(1)
+        }),
+    ),
 ];
 
 /// Makes datagrams pile up at a neighbour that never answers ARP until the socket's send buffer is full, then sends a packet
@@ -223,9 +310,7 @@ fn fill_send_buffer(half: &Half) -> Result<u64> {
     node.sysctl("net/ipv4/neigh/u0/retrans_time_ms", "2000")?;
     let oversized = Packet::udp(here(Family::V4), ip("10.9.5.1"), (7, 9), &[0x55; 1500 - 28]).build();
     let fits = Packet::udp(here(Family::V4), ip("10.9.5.1"), (7, 9), &[0x55; 1400]).build();
-    let busy = || -> Result<u64> {
-        Ok(half.host.stats()?.drops().get("encap underlay_busy").copied().unwrap_or(0))
-    };
+    let busy = || -> Result<u64> { Ok(half.host.stats()?.drops().get("encap underlay_busy").copied().unwrap_or(0)) };
     let before = busy()?;
     // The first is refused as a batch and teaches the path MTU.
     half.injector.send(&oversized)?;
@@ -272,7 +357,13 @@ fn changes(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> BTr
 }
 
 /// Provokes one drop and checks that it alone was counted, and that nothing arrived.
-fn check(half: &Half, tun: &Capture, reason: DropReason, direction: Direction, provoke: &dyn Fn() -> Result<u64>) -> Result<()> {
+fn check(
+    half: &Half,
+    tun: &Capture,
+    reason: DropReason,
+    direction: Direction,
+    provoke: &dyn Fn() -> Result<u64>,
+) -> Result<()> {
     let before = half.host.stats()?.drops();
     let written = half.decap_marker(tun)?.len();
     half.encap_marker()?;

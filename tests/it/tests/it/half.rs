@@ -30,7 +30,7 @@ pub struct Half {
     /// The peer's socket, at the port of the tunnel.
     pub socket: UdpSocket,
     pub peer: Node,
-    pub link: Link,
+    _link: Link,
     pub lab: Lab,
     markers: std::cell::Cell<u64>,
 }
@@ -61,7 +61,8 @@ impl Half {
         let addresses: Vec<String> = families.iter().map(|family| here(*family).to_string()).collect();
         let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
         let routes = [(Family::V4, "10.9.0.0/16"), (Family::V6, "fd09::/32")];
-        let routes: Vec<&str> = routes.iter().filter(|route| families.contains(&route.0)).map(|route| route.1).collect();
+        let routes: Vec<&str> =
+            routes.iter().filter(|route| families.contains(&route.0)).map(|route| route.1).collect();
         node.set_up_tun(TUN, 1500, &addresses, &routes)?;
         let bind = SocketAddr::new(Family::V4.underlay(2), PORT);
         let socket = peer.run(|| UdpSocket::bind(bind))?;
@@ -69,7 +70,7 @@ impl Half {
         set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_LEN)?;
         let injector = Injector::open(&node, TUN)?;
         let host = Host { number: 1, node, weftd, options, address, tun_mtu: 1500 };
-        let this = Self { host, injector, socket, peer, link, lab, markers: 0.into() };
+        let this = Self { host, injector, socket, peer, _link: link, lab, markers: 0.into() };
         this.install(&[])?;
         Ok(Some(this))
     }

@@ -197,7 +197,8 @@ fn nobody_is_told_about_what_must_not_be_answered() -> Result<()> {
     let later = Packet { fragment: 3, ..packet_of(v4.0, v4.1, 60) };
     silent.push(("a later fragment".into(), later.build()));
     silent.push(("a middle fragment".into(), Packet { fragment: MORE_FRAGMENTS | 3, ..later }.build()));
-    let fragment6 = Packet { protocol: 44, payload: vec![17, 0, 0, 8, 0, 0, 0, 1, 1, 2, 3, 4], ..Packet::new(v6.0, v6.1) };
+    let fragment6 =
+        Packet { protocol: 44, payload: vec![17, 0, 0, 8, 0, 0, 0, 1, 1, 2, 3, 4], ..Packet::new(v6.0, v6.1) };
     silent.push(("a later IPv6 fragment".into(), fragment6.build()));
     for source in ["0.0.0.0", "127.0.0.1", "169.254.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"] {
         silent.push((format!("from {source}"), packet_of(source.parse()?, v4.1, 60).build()));

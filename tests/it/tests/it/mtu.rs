@@ -86,7 +86,11 @@ fn check_drop_and_rise(engine: &str, underlay: Family) -> Result<()> {
     }
     for host in [&tunnel.a, &tunnel.b] {
         let status = host.status()?;
-        ensure!(status.offloads_lost.is_empty() && status.offloads.udp_gso, "{engine}: lost {:?}", status.offloads_lost);
+        ensure!(
+            status.offloads_lost.is_empty() && status.offloads.udp_gso,
+            "{engine}: lost {:?}",
+            status.offloads_lost
+        );
     }
     Ok(())
 }
@@ -111,7 +115,8 @@ fn tcp_survives_a_smaller_mtu_at_its_own_link() -> Result<()> {
     for engine in ["uring", "epoll"] {
         let Some(tunnel) = tunnel(engine, Family::V4)? else { return Ok(()) };
         for inner in Family::BOTH {
-            survives(&tunnel.a, &tunnel.b, inner, &|mtu| tunnel.link.set_mtu(mtu)).with_context(|| engine.to_owned())?;
+            survives(&tunnel.a, &tunnel.b, inner, &|mtu| tunnel.link.set_mtu(mtu))
+                .with_context(|| engine.to_owned())?;
         }
         ensure!(tunnel.a.status()?.offloads.udp_gso && tunnel.b.status()?.offloads.udp_gso, "{engine}: UDP GSO is off");
     }
@@ -223,7 +228,7 @@ fn a_payload_fragmented_by_weft_is_the_one_that_was_sent() -> Result<()> {
         sockopt::set_ip_mtu_discover(&sender, sockopt::Ipv4PathMtuDiscovery::DONT)?;
         let mut count = 0;
         for len in [1345, 1400, 1444, 3000, 9000, 40_000] {
-            let payload: Vec<u8> = (0..len).map(|index| (index * 7 >> 3) as u8).collect();
+            let payload: Vec<u8> = (0..len).map(|index| ((index * 7) >> 3) as u8).collect();
             sender.send_to(&payload, to)?;
             ensure!(receive(&receiver, len)? == payload, "{engine}: {len} bytes came out differently");
             // Every packet of the kernel but the last is full: 1472 bytes, which become two.
@@ -256,7 +261,11 @@ fn segments_of_super_packets_that_no_longer_fit_are_fragmented_and_offloads_stay
         ensure!(longest.is_some_and(|len| len <= 14 + SMALL_MTU as usize), "{engine}: a frame of {longest:?} bytes");
         assert_eq!(tunnel.a.stats()?.counter("fragments_sent"), 40, "{engine}");
         let status = tunnel.a.status()?;
-        ensure!(status.offloads_lost.is_empty() && status.offloads.udp_gso, "{engine}: lost {:?}", status.offloads_lost);
+        ensure!(
+            status.offloads_lost.is_empty() && status.offloads.udp_gso,
+            "{engine}: lost {:?}",
+            status.offloads_lost
+        );
 
         tunnel.link.set_mtu(1500)?;
         let batches = tunnel.a.stats()?.counter("encap_batches");

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use weft_lab::topology::{Pair, Pod};
-use weft_lab::{Capture, Frame, Injector, Lab, Link, Mode, Node, Ping, PingOutcome, WeftdOptions, eventually, ping, tcp, udp};
+use weft_lab::{
+    Capture, Frame, Injector, Lab, Link, Mode, Node, Ping, PingOutcome, WeftdOptions, eventually, ping, tcp, udp,
+};
 
 use crate::craft::{Error, Packet};
 use crate::half::Half;
@@ -97,7 +99,10 @@ fn ping_shows_the_ttl_of_stock_flannel_between_nodes_and_pods() -> Result<()> {
         }
         // Where stock says nothing, weft tells: hop 2 is weft, hop 3 the silent double.
         let outcome = ping(&first.node, &Ping { ttl: 2, ..Ping::to("10.9.2.2".parse()?) })?;
-        ensure!(matches!(outcome, PingOutcome::IcmpError { kind: 11, from, .. } if from == mixed.here()), "{outcome:?}");
+        ensure!(
+            matches!(outcome, PingOutcome::IcmpError { kind: 11, from, .. } if from == mixed.here()),
+            "{outcome:?}"
+        );
         let silent = Ping { ttl: 3, timeout: Duration::from_millis(200), ..Ping::to("10.9.2.2".parse()?) };
         assert_eq!(ping(&first.node, &silent)?, PingOutcome::Timeout);
     }
@@ -112,17 +117,18 @@ fn tcp_and_udp_arrive_whole_both_ways_in_datagrams_of_one_packet_each() -> Resul
         let sent = Capture::start(a, "u0", |frame| frame.outgoing && frame.bytes.get(23) == Some(&17))?;
         tcp::transfer(a, b, there(), 2 << 20)?;
         tcp::transfer(b, a, mixed.here(), 2 << 20)?;
-        let paced = |to, count, len| udp::Stream { interval: Duration::from_micros(200), ..udp::Stream::new(to, count, len) };
+        // One after the other: the double has the original's small socket buffer, and loses what outruns it.
         for (from, to, address) in [(a, b, there()), (b, a, mixed.here())] {
-            udp::stream(from, to, &paced(address, 500, 1400))?.perfect()?;
-            udp::stream(from, to, &paced(address, 500, 18))?.perfect()?;
-            udp::stream(from, to, &paced(address, 20, 9000))?.perfect()?;
+            for (count, payload_len) in [(300, 18), (300, 1400), (20, 9000)] {
+                udp::echo(from, to, address, count, payload_len)?;
+            }
         }
-        let segmented = udp::Stream { segments: 8, interval: Duration::from_millis(2), ..paced(there(), 400, 1444) };
+        let interval = Duration::from_millis(10);
+        let segmented = udp::Stream { segments: 8, interval, ..udp::Stream::new(there(), 160, 1444) };
         udp::stream(a, b, &segmented)?.perfect()?;
 
         let frames = sent.stop();
-        ensure!(frames.len() > 2000, "{engine}: only {} frames", frames.len());
+        ensure!(frames.len() > 1000, "{engine}: only {} frames", frames.len());
         for Frame { bytes, .. } in &frames {
             ensure!(bytes.len() <= OUTER_LEN + MTU as usize, "{engine}: a frame of {} bytes", bytes.len());
             // Not even an outer fragment: DF is set, offset 0.

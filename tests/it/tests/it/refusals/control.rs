@@ -51,6 +51,17 @@ fn attack(path: &Path, kind: u32) -> Result<()> {
     Ok(())
 }
 
+/// Which step of the way has fewer packets than the one before.
+fn where_lost(tunnel: &Tunnel) -> String {
+    let (Ok(a), Ok(b)) = (tunnel.a.stats(), tunnel.b.stats()) else { return "weftd does not answer".into() };
+    let (read, sent, accepted) = (a.counter("tun_read_packets"), a.sent(), b.accepted());
+    format!(
+        "a read {read} from the TUN and sent {sent}, b accepted {accepted}; dropped {:?} {:?}",
+        a.drops(),
+        b.drops()
+    )
+}
+
 #[test]
 fn hostile_clients_cost_no_packet_and_keep_nobody_out_for_long() -> Result<()> {
     for engine in ["uring", "epoll"] {
@@ -79,7 +90,7 @@ fn hostile_clients_cost_no_packet_and_keep_nobody_out_for_long() -> Result<()> {
             }
             outcome.map(drop)
         })
-        .with_context(|| engine.to_owned())?;
+        .with_context(|| format!("{engine}: {}", where_lost(&tunnel)))?;
         ensure!(attacks.load(Ordering::Relaxed) > 20, "{engine}: only {attacks:?} attacks");
         let status = eventually(TIMEOUT, || tunnel.a.status())?;
         ensure!(status.generation == generation && status.routes == 2, "{engine}: the table changed: {status:?}");

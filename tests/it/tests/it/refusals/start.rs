@@ -118,7 +118,7 @@ fn bad_flags_exit_with_2_and_name_the_flag() -> Result<()> {
         ["--engine", "dpdk"],
         ["--opener", "tap"],
         ["--peer-check", "perhaps"],
-        ["--spin-us", "-1"],
+        ["--spin-us", "1000001"],
         ["--log", "loud"],
         ["--colour", "blue"],
     ] {

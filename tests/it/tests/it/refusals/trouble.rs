@@ -68,7 +68,10 @@ fn forwarding_resumes_when_a_tun_or_a_cable_is_back() -> Result<()> {
         tunnel.a.node.netlink()?.set_down(index)?;
         ensure!(there()?.reply().is_err(), "{engine}: a TUN that is down forwards");
         // What the other end sends meanwhile is refused by the TUN.
-        let _ = ping(&tunnel.b.node, &Ping { timeout: Duration::from_millis(100), ..Ping::to(tunnel.a.overlay(Family::V4)) })?;
+        let _ = ping(
+            &tunnel.b.node,
+            &Ping { timeout: Duration::from_millis(100), ..Ping::to(tunnel.a.overlay(Family::V4)) },
+        )?;
         is_at_rest(tunnel.a.weftd.pid()).with_context(|| format!("{engine}, the TUN down"))?;
         tunnel.a.node.netlink()?.set_up(index)?;
         tunnel.a.node.route("10.9.0.0/16", TUN)?;
@@ -80,7 +83,10 @@ fn forwarding_resumes_when_a_tun_or_a_cable_is_back() -> Result<()> {
         tunnel.link.set_up()?;
         back("after the cable was pulled")?;
         let drops = tunnel.a.stats()?.drops();
-        ensure!(drops.contains_key("encap underlay_error") && drops.contains_key("decap tun_error"), "{engine}: {drops:?}");
+        ensure!(
+            drops.contains_key("encap underlay_error") && drops.contains_key("decap tun_error"),
+            "{engine}: {drops:?}"
+        );
         ensure!(tunnel.a.status()?.degraded().is_empty(), "{engine}: {:?}", tunnel.a.status()?.degraded());
     }
     Ok(())
