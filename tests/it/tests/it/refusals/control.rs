@@ -68,6 +68,7 @@ fn hostile_clients_cost_no_packet_and_keep_nobody_out_for_long() -> Result<()> {
         let Some(tunnel) = Tunnel::builder().each(|options| options.engine = Some(engine.into())).build()? else {
             return Ok(());
         };
+        super::lengthen_tun_queue(&tunnel.a)?;
         let generation = tunnel.a.status()?.generation;
         let path = tunnel.a.weftd.socket();
         let (done, attacks) = (AtomicBool::new(false), AtomicU32::new(0));

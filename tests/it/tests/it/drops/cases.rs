@@ -1,22 +1,19 @@
-//! Every reason to drop a packet, in each direction in which it can happen: provoked once, counted exactly, and nothing
-//! reaches the other side. Uses the half tunnel of [`crate::half`].
+//! The table: what provokes each drop, and what cannot be provoked.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use weft_lab::{Capture, eventually};
+use anyhow::Result;
 use weft_netlink::Route;
 use weft_packet::DropReason;
 use weft_proto::Direction;
 
+use super::busy;
 use crate::craft::{DONT_FRAGMENT, Packet, UDP};
 use crate::half::{Half, here, there};
-use crate::support::{Family, PORT, TIMEOUT, TUN};
+use crate::support::{Family, PORT, TUN};
 
 /// How a drop is brought about.
-enum Provocation {
+pub enum Provocation {
     /// A packet, made from the addresses of its sender and receiver, in both directions.
     Packet(fn(IpAddr, IpAddr) -> Vec<u8>),
     /// The same with IPv6 addresses.
@@ -25,10 +22,10 @@ enum Provocation {
     Situation(Direction, fn(&Half) -> Result<u64>),
 }
 
-use Provocation::{Packet as Crafted, Packet6 as Crafted6, Situation};
+pub use Provocation::{Packet as Crafted, Packet6 as Crafted6, Situation};
 
 /// Not provoked, and why that cannot be done with a real kernel.
-const IMPOSSIBLE: &[(DropReason, Direction, &str)] = &[
+pub const IMPOSSIBLE: &[(DropReason, Direction, &str)] = &[
     (DropReason::Empty, Direction::Encap, "the kernel drops an empty packet before the TUN queue (tun_net_xmit)"),
     (DropReason::BadVnetHeader, Direction::Decap, "datagrams have no virtio-net header"),
     (DropReason::NoRoute, Direction::Decap, "what comes from a peer is for this host: it is not looked up"),
@@ -56,7 +53,8 @@ fn extended(from: IpAddr, to: IpAddr, next_header: u8, extension: &[u8]) -> Vec<
     Packet { protocol: next_header, payload: [extension, &udp].concat(), ..Packet::new(from, to) }.build()
 }
 
-const CASES: &[(DropReason, &str, Provocation)] = &[
+/// Reason, what is special about this way to it, and how it is brought about.
+pub const CASES: &[(DropReason, &str, Provocation)] = &[
     (
         DropReason::Empty,
         "empty datagram",
@@ -246,7 +244,7 @@ const CASES: &[(DropReason, &str, Provocation)] = &[
             Ok(1)
         }),
     ),
-    (DropReason::UnderlayBusy, "a full send buffer", Situation(Direction::Encap, fill_send_buffer)),
+    (DropReason::UnderlayBusy, "a full send buffer", Situation(Direction::Encap, busy::fill_send_buffer)),
     (
         DropReason::Truncated,
         "a datagram beyond the MTU by more than the room for it",
@@ -296,210 +294,3 @@ const CASES: &[(DropReason, &str, Provocation)] = &[
         }),
     ),
 ];
-
-/// Makes datagrams pile up at a neighbour that never answers ARP until the socket's send buffer is full, then sends a packet
-/// that has to leave at once because it is fragmented.
-fn fill_send_buffer(half: &Half) -> Result<u64> {
-    const FRAGMENT_COUNT: u64 = 2;
-    const BURST: u64 = 50;
-    // What weftd asks for, as the kernel doubles it (socket(7)).
-    const SEND_BUFFER_LEN: u64 = 2 * (8 << 20);
-    let node = &half.host.node;
-    half.install(&[("10.9.5.0/24", ip("192.0.2.99"))])?;
-    node.sysctl("net/ipv4/neigh/u0/unres_qlen_bytes", "100000000")?;
-    node.sysctl("net/ipv4/neigh/u0/retrans_time_ms", "2000")?;
-    let oversized = Packet::udp(here(Family::V4), ip("10.9.5.1"), (7, 9), &[0x55; 1500 - 28]).build();
-    let fits = Packet::udp(here(Family::V4), ip("10.9.5.1"), (7, 9), &[0x55; 1400]).build();
-    let busy = || -> Result<u64> { Ok(half.host.stats()?.drops().get("encap underlay_busy").copied().unwrap_or(0)) };
-    let before = busy()?;
-    // The first is refused as a batch and teaches the path MTU.
-    half.injector.send(&oversized)?;
-    half.settle()?;
-    ensure!(busy()? == before, "dropped before the buffer was full");
-    // Few at a time: once the buffer is full, the worker holds no more than these and goes on reading.
-    for _ in 0..1000 {
-        let read = half.host.stats()?.counter("tun_read_packets");
-        for _ in 0..BURST {
-            half.injector.send(&fits)?;
-        }
-        eventually(TIMEOUT, || {
-            ensure!(half.host.stats()?.counter("tun_read_packets") >= read + BURST, "the worker does not read");
-            Ok(())
-        })?;
-        if send_queue_len(half)? >= SEND_BUFFER_LEN {
-            break;
-        }
-    }
-    half.injector.send(&oversized)?;
-    eventually(TIMEOUT, || {
-        ensure!(busy()? == before + FRAGMENT_COUNT, "{} dropped", busy()? - before);
-        Ok(())
-    })?;
-    // ARP gives up, the buffer empties, and the worker goes on.
-    node.sysctl("net/ipv4/neigh/u0/retrans_time_ms", "1000")?;
-    half.install(&[])?;
-    Ok(FRAGMENT_COUNT)
-}
-
-/// Bytes that the socket of weftd has sent and the kernel still holds.
-fn send_queue_len(half: &Half) -> Result<u64> {
-    let table = half.host.node.run(|| std::fs::read_to_string("/proc/thread-self/net/udp"))?;
-    let port = format!(":{PORT:04X}");
-    let mut sockets = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let socket = sockets.find(|fields| fields.get(1).is_some_and(|local| local.ends_with(&port)));
-    let queues = socket.context("weftd has no UDP socket")?[4];
-    Ok(u64::from_str_radix(queues.split(':').next().unwrap_or_default(), 16)?)
-}
-
-fn changes(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
-    let change = |(name, count): (&String, &u64)| (name.clone(), count - before.get(name).copied().unwrap_or(0));
-    after.iter().map(change).filter(|(_, count)| *count > 0).collect()
-}
-
-/// Provokes one drop and checks that it alone was counted, and that nothing arrived.
-fn check(
-    half: &Half,
-    tun: &Capture,
-    reason: DropReason,
-    direction: Direction,
-    provoke: &dyn Fn() -> Result<u64>,
-) -> Result<()> {
-    let before = half.host.stats()?.drops();
-    let written = half.decap_marker(tun)?.len();
-    half.encap_marker()?;
-    let count = provoke()?;
-    let wanted = BTreeMap::from([(format!("{} {}", direction, reason.name()), count)]);
-    eventually(TIMEOUT, || {
-        let found = changes(&before, &half.host.stats()?.drops());
-        ensure!(found == wanted, "counted {found:?} instead of {wanted:?}");
-        Ok(())
-    })?;
-    match direction {
-        Direction::Encap => {
-            let arrived = half.encap_marker()?;
-            ensure!(arrived.is_empty() || count > 1, "{} datagrams reached the peer", arrived.len());
-        }
-        Direction::Decap => {
-            // The marker of before is the one packet more.
-            let arrived = half.decap_marker(tun)?.len() - written - 1;
-            ensure!(arrived == 0, "{arrived} packets reached the host");
-        }
-    }
-    let found = changes(&before, &half.host.stats()?.drops());
-    ensure!(found == wanted, "counted {found:?} instead of {wanted:?} in the end");
-    Ok(())
-}
-
-fn provoke_every_drop(engine: &str) -> Result<()> {
-    // Without UDP GRO, so that a datagram can be longer than the room for it.
-    let half = Half::build(&[Family::V4], |options| {
-        options.engine = Some(engine.into());
-        options.workers = Some(1);
-        options.flags.push("--no-udp-gro".into());
-    })?;
-    let Some(half) = half else { return Ok(()) };
-    let tun = half.capture_tun()?;
-    let mut provoked = Vec::new();
-    for (reason, what, provocation) in CASES {
-        let inject = |make: fn(IpAddr, IpAddr) -> Vec<u8>, family| {
-            half.injector.send(&make(here(family), there(family)))?;
-            Ok(1)
-        };
-        let send = |make: fn(IpAddr, IpAddr) -> Vec<u8>, family| {
-            half.send_as_peer(&make(there(family), here(family)))?;
-            Ok(1)
-        };
-        let mut run = |direction: Direction, provoke: &dyn Fn() -> Result<u64>| {
-            provoked.push((*reason, direction));
-            check(&half, &tun, *reason, direction, provoke)
-                .with_context(|| format!("{} {}: {what}", direction, reason.name()))
-        };
-        let mut both = |make: fn(IpAddr, IpAddr) -> Vec<u8>, family| {
-            run(Direction::Encap, &|| inject(make, family))?;
-            run(Direction::Decap, &|| send(make, family))
-        };
-        match provocation {
-            Crafted(make) => both(*make, Family::V4)?,
-            Crafted6(make) => both(*make, Family::V6)?,
-            Situation(direction, provoke) => run(*direction, &|| provoke(&half))?,
-        }
-    }
-    for reason in DropReason::ALL {
-        for direction in [Direction::Encap, Direction::Decap] {
-            let provoked = provoked.contains(&(*reason, direction));
-            let excused = IMPOSSIBLE.iter().any(|(impossible, there, _)| (impossible, *there) == (reason, direction));
-            assert!(provoked != excused, "{} {}: needs a case, or a reason why not", direction, reason.name());
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn every_drop_reason_is_counted_once_on_uring() -> Result<()> {
-    provoke_every_drop("uring")
-}
-
-#[test]
-fn every_drop_reason_is_counted_once_on_epoll() -> Result<()> {
-    provoke_every_drop("epoll")
-}
-
-/// Garbage of all kinds: `index` decides.
-fn garbage(index: u64) -> Vec<u8> {
-    let mut state = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut random = || {
-        // xorshift64 (Marsaglia 2003).
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let len = (random() % 200) as usize;
-    let start: &[u8] = match index % 8 {
-        0 => return Vec::new(),
-        1 => return vec![random() as u8],
-        2 => return vec![0xff; len],
-        3 => return vec![0; len],
-        4 => &[0x45],
-        5 => &[0x60],
-        6 => &[0x4f, 0, 0, 100],
-        _ => &[],
-    };
-    start.iter().copied().chain((0..len).map(|_| random() as u8)).collect()
-}
-
-#[test]
-fn ten_thousand_garbage_datagrams_are_counted_and_nobody_is_answered() -> Result<()> {
-    const COUNT: u64 = 10_000;
-    for engine in ["uring", "epoll"] {
-        let half = Half::build(&[Family::V4], |options| {
-            options.engine = Some(engine.into());
-            options.workers = Some(1);
-        })?;
-        let Some(half) = half else { return Ok(()) };
-        let tun = half.capture_tun()?;
-        let sent_by_weftd = Capture::start(&half.host.node, "u0", |frame| {
-            frame.outgoing && frame.bytes.get(23) == Some(&UDP) || frame.bytes.get(23) == Some(&1)
-        })?;
-        let stranger = half.peer.run(|| UdpSocket::bind(("192.0.2.2", 0)))?;
-        for index in 0..COUNT {
-            // Half of it comes from another port of the peer, which is as good.
-            let socket = if index % 2 == 0 { &half.socket } else { &stranger };
-            socket.send_to(&garbage(index), half.host.address)?;
-            if index % 64 == 63 {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        eventually(TIMEOUT, || {
-            let dropped: u64 = half.host.stats()?.drops().values().sum();
-            ensure!(dropped == COUNT, "{dropped} of {COUNT} counted on {engine}: {:?}", half.host.stats()?.drops());
-            Ok(())
-        })?;
-        let accepted = half.host.stats()?.accepted();
-        assert_eq!(accepted.packets, 0, "{engine}");
-        assert_eq!(half.decap_marker(&tun)?, Vec::<Vec<u8>>::new(), "{engine}");
-        assert_eq!(sent_by_weftd.stop().len(), 0, "{engine}");
-        assert_eq!(half.encap_marker()?, Vec::<Vec<u8>>::new(), "{engine}");
-    }
-    Ok(())
-}
