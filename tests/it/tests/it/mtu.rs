@@ -249,7 +249,7 @@ fn segments_of_super_packets_that_no_longer_fit_are_fragmented_and_offloads_stay
         let big = udp::Stream { segments: 20, ..udp::Stream::new(tunnel.b.overlay(Family::V4), 400, 1444) };
         udp::stream(a, b, &big)?.perfect().context("before")?;
         tunnel.link.set_mtu(SMALL_MTU)?;
-        // The sender's kernel does not set DF on these (it lets UDP_SEGMENT discover nothing): weft may fragment them.
+        // Without DF, so that weft may fragment what it is split into.
         let to = SocketAddr::new(tunnel.b.overlay(Family::V4), 4000);
         let receiver = b.run(|| UdpSocket::bind(to))?;
         let capture = Capture::start(a, "u0", |frame| frame.outgoing)?;
@@ -301,7 +301,6 @@ fn tcp_super_packets_that_no_longer_fit_are_answered_and_not_sent() -> Result<()
     let Some(tunnel) = tunnel("uring", Family::V4)? else { return Ok(()) };
     tunnel.link.set_mtu(SMALL_MTU)?;
     let tun = Capture::start(&tunnel.a.node, TUN, |frame| !frame.outgoing)?;
-    // The kernel's route to the peer forgets nothing between the two: the second transfer fits at once.
     tcp::transfer(&tunnel.a.node, &tunnel.b.node, tunnel.b.overlay(Family::V4), 4 << 20)?;
     let errors: Vec<Error> = tun.stop().iter().filter_map(|frame| Error::parse(&frame.bytes)).collect();
     ensure!(!errors.is_empty(), "nobody was told");
