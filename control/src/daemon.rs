@@ -1,5 +1,6 @@
 //! weftd as a process: where it is, how it is started so that it outlives weft, how it is found again and ended.
 
+use crate::causes;
 use crate::client::{Client, ClientError};
 use crate::config::Tunnel;
 use crate::state::Paths;
@@ -202,7 +203,7 @@ pub fn wait_ready(child: &mut Child, paths: &Paths, interrupted: &dyn Fn() -> bo
             Ok(client) if client.hello().pid == child.id() => return Ok(client),
             Ok(client) => format!("at {} answers process {}", socket.display(), client.hello().pid),
             Err(ClientError::Unreachable { source, .. }) => format!("{}: {source}", socket.display()),
-            Err(error) => error.to_string(),
+            Err(error) => causes::text(&error),
         };
         if let Ok(Some(status)) = child.try_wait() {
             return Err(DaemonError::Ended { status, log: log_tail(&paths.log()) });

@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod causes;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub mod lease;
 pub mod link;
 pub mod rib;

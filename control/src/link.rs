@@ -50,6 +50,26 @@ impl LinkPlan {
         LinkPlan { addresses: tunnel.addresses.clone(), mtu, routes, safety }
     }
 
+    /// What a device has by the looks of it, and the safety routes that stand behind its addresses and routes: for a tunnel
+    /// whose own record is lost.
+    ///
+    /// # Errors
+    /// The device is gone, or the kernel does not answer.
+    pub fn found(netlink: &mut Netlink, ifindex: u32) -> Result<LinkPlan, NetlinkError> {
+        let mtu = netlink.expect_link(ifindex)?.mtu;
+        let addresses: Vec<IpNet> = netlink.addresses(Some(ifindex))?.iter().map(|address| address.prefix).collect();
+        let present = netlink.routes(&RouteFilter { link: Some(ifindex), ..RouteFilter::default() })?;
+        let routes: Vec<IpNet> = present.iter().map(|route| route.dst).collect();
+        let mut safety: Vec<IpNet> = Vec::new();
+        for network in addresses.iter().map(IpNet::trunc).chain(routes.iter().copied()) {
+            let filter = RouteFilter { dst: Some(network), ..RouteFilter::default() };
+            if !safety.contains(&network) && netlink.routes(&filter)?.contains(&safety_route(network)) {
+                safety.push(network);
+            }
+        }
+        Ok(LinkPlan { addresses, mtu, routes, safety })
+    }
+
     /// Makes device and routes as planned, removes what only `previous` has, and touches nothing else. Returns what was
     /// changed, a phrase each; nothing, if all was well.
     ///

@@ -10,6 +10,7 @@
 //! its peer.
 
 use crate::backend::udp_tunnel::{Push, UdpTunnel};
+use crate::causes;
 use crate::cli::Exit;
 use crate::client::{Client, ClientError};
 use crate::config::Tunnel;
@@ -91,6 +92,9 @@ impl TunnelError {
             }
             TunnelError::Daemon(DaemonError::NotFound { .. }) => {
                 format!("install weftd beside weft, or name it in {}", daemon::WEFTD_VARIABLE)
+            }
+            TunnelError::Daemon(DaemonError::Ended { log, .. }) if log.contains("is in use by") => {
+                "in the tunnel file, weftd's --bind is `listen`, and --tun is `tun`".into()
             }
             TunnelError::State(StateError::Locked { .. }) => {
                 "a `weft run` holds its tunnel as long as it lives: stop it (SIGTERM takes the tunnel down)".into()
@@ -310,7 +314,7 @@ impl Live {
         self.meet_weftd(interrupted).inspect_err(|_| {
             // A weftd that never answered must not hold the port against the next one.
             if let Err(error) = self.end_weftd() {
-                tracing::warn!("{error}");
+                tracing::warn!("{}", causes::text(&error));
             }
             if let Some(child) = self.child.take() {
                 daemon::end_child(child);
@@ -324,8 +328,10 @@ impl Live {
             daemon::end(&handle, &self.paths.socket())?;
         }
         self.reap();
-        wait_device_gone(&mut self.netlink, &self.state)?;
-        Ok(())
+        match &self.state.tun {
+            Some(tun) => Ok(wait_device_gone(&mut self.netlink, tun)?),
+            None => Ok(()),
+        }
     }
 
     /// The underlay addresses that weftd sends to, by the peers' names. Serves an adopter that cannot resolve names yet.
@@ -385,7 +391,17 @@ pub fn take_down(paths: &Paths, state: Option<&State>) -> Result<TakenDown, Tunn
     let Some(state) = state else {
         // Without a state there is no process that is known to be ours; one that answers here is, by its place.
         if let Ok(mut client) = Client::connect(paths.socket(), ANSWER_TIMEOUT) {
+            let status = client.status()?;
+            let mut netlink = Netlink::open()?;
+            let tun = Tun { name: status.tun_name, ifindex: status.tun_ifindex };
+            // What the device carries tells what was kept safe behind it; in another namespace there is no such device.
+            let is_here = netlink.link(tun.ifindex)?.is_some_and(|link| link.name == tun.name);
+            let plan = if is_here { LinkPlan::found(&mut netlink, tun.ifindex)? } else { LinkPlan::default() };
             client.drain()?;
+            if is_here {
+                wait_device_gone(&mut netlink, &tun)?;
+                plan.remove_safety(&mut netlink)?;
+            }
             (taken.weftd, taken.was_up) = (Some("drained"), true);
         }
         paths.clear()?;
@@ -400,7 +416,9 @@ pub fn take_down(paths: &Paths, state: Option<&State>) -> Result<TakenDown, Tunn
     }
     if is_here {
         let mut netlink = Netlink::open()?;
-        wait_device_gone(&mut netlink, state)?;
+        if let Some(tun) = &state.tun {
+            wait_device_gone(&mut netlink, tun)?;
+        }
         state.plan.remove_safety(&mut netlink)?;
     } else if !state.plan.safety.is_empty() {
         let networks: Vec<String> = state.plan.safety.iter().map(ToString::to_string).collect();
@@ -415,8 +433,7 @@ pub fn take_down(paths: &Paths, state: Option<&State>) -> Result<TakenDown, Tunn
 
 /// Waits, for a while, until the device of a weftd that has ended is gone. The kernel takes an io_uring apart after the end
 /// of its process, and until then the ring holds device and UDP port.
-fn wait_device_gone(netlink: &mut Netlink, state: &State) -> Result<(), NetlinkError> {
-    let Some(tun) = &state.tun else { return Ok(()) };
+fn wait_device_gone(netlink: &mut Netlink, tun: &Tun) -> Result<(), NetlinkError> {
     let deadline = Instant::now() + DEVICE_GONE_TIMEOUT;
     while netlink.link(tun.ifindex)?.is_some_and(|link| link.name == tun.name) {
         if Instant::now() >= deadline {
@@ -435,6 +452,7 @@ fn undo(paths: &Paths, lock: Lock, state: State, child: Option<Child>, error: Tu
         daemon::end_child(child);
     }
     if let Err(failure) = undone.and_then(|_| Ok(paths.remove(lock)?)) {
+        let failure = causes::text(&failure);
         tracing::error!("undoing was not complete: {failure}; try `weft down {}`", paths.name());
     }
     error

@@ -122,11 +122,12 @@ impl<'a, E: Engine> Worker<'a, E> {
         let mut wait = Wait::No;
         while self.command.load(Relaxed) == Command::Run as u8 {
             self.engine.turn(&mut self.io, wait)?;
+            // After the turn, which may have slept: what it delivered arrived just now.
+            let now = monotonic();
+            self.now_ms = now.as_millis() as u64;
             let active = self.io.has_received();
             self.carry(fib);
             self.count_turn(wait);
-            let now = monotonic();
-            self.now_ms = now.as_millis() as u64;
             if active {
                 last_active = now;
             }

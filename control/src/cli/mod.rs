@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod completions;
+pub mod demo;
 pub mod down;
 pub mod exec;
 pub mod logging;
@@ -110,6 +111,7 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  weft demo                     see it work: two hosts on this machine
   weft check tunnel.toml        is the file right? touches nothing
   weft up tunnel.toml           bring the tunnel up and return
   weft                          what is it doing? (the same as `weft status`)
@@ -132,6 +134,7 @@ enum Command {
     Route(route::Args),
     Stats(stats::Args),
     Monitor(monitor::Args),
+    Demo(demo::Args),
     Completions(completions::Args),
     Version(version::Args),
     #[command(name = crate::daemon::EXEC_COMMAND, hide = true)]
@@ -155,6 +158,7 @@ pub fn main() -> ExitCode {
         Command::Route(args) => route::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Monitor(args) => monitor::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Version(args) => version::run(args),
         Command::Exec(args) => exec::run(args),

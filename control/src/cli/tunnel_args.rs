@@ -2,6 +2,7 @@
 
 use super::output::RUN_DIR;
 use super::{CliError, Exit};
+use crate::causes;
 use crate::config::{self, LoadError, Loaded};
 use crate::state;
 use crate::tunnel::{TunnelError, absolute};
@@ -40,7 +41,7 @@ pub fn load_error(error: LoadError) -> CliError {
 
 /// A tunnel that did not do what was asked.
 pub fn tunnel_error(name: &str, error: &TunnelError) -> CliError {
-    let cli_error = CliError { exit: error.exit(), error: anyhow::anyhow!("{name}: {error}") };
+    let cli_error = CliError { exit: error.exit(), error: anyhow::anyhow!("{name}: {}", causes::text(error)) };
     match error.hint() {
         Some(hint) => cli_error.with_hint(hint),
         None => cli_error,

@@ -19,6 +19,7 @@ mod obtain;
 use self::agenda::{Agenda, Task};
 use self::obtain::obtain;
 use crate::backend::udp_tunnel::Push;
+use crate::causes;
 use crate::config::{self, LoadError, Tunnel};
 use crate::daemon::ProcessHandle;
 use crate::netlink::{self, Event as NetlinkEvent, Events as NetlinkEvents, Group};
@@ -378,7 +379,7 @@ impl Controller {
         match self.apply() {
             Ok(()) => {}
             Err(TunnelError::Netlink(error)) => {
-                error!("the change cannot be applied; the tunnel goes back to what it was: {error}");
+                error!("the change cannot be applied; the tunnel goes back to what it was: {}", causes::text(&error));
                 self.tunnel = before;
                 self.agenda.add(Task::Reconcile, Instant::now());
             }
@@ -399,7 +400,8 @@ impl Controller {
                 }
             }
             Err(error) => {
-                error!("weftd cannot be started again: {error}; next attempt in {:?}", self.restart_pause);
+                let (said, pause) = (causes::text(&error), self.restart_pause);
+                error!("weftd cannot be started again: {said}; next attempt in {pause:?}");
                 self.plan_restart();
             }
         }
@@ -451,7 +453,7 @@ impl Controller {
                 Ok(())
             }
             Err(error) => {
-                let said = error.to_string();
+                let said = causes::text(&error);
                 if self.failure.as_ref() != Some(&said) {
                     error!("{said}");
                 }

@@ -2,6 +2,7 @@
 
 use super::{Options, RESOLVE_FIRST_TIMEOUT};
 use crate::backend::udp_tunnel::Push;
+use crate::causes;
 use crate::config::{Host, Tunnel};
 use crate::source::resolve::{self, Answer, Names};
 use crate::state::{Paths, network_namespace};
@@ -44,7 +45,7 @@ pub fn obtain(
                 return Ok((live, names, applied));
             }
             Err((given_back, error)) => {
-                warn!("weftd, process {pid}, cannot be adopted: {error}; replacing it");
+                warn!("weftd, process {pid}, cannot be adopted: {}; replacing it", causes::text(&error));
                 tunnel::take_down(&paths, paths.read_state()?.as_ref())?;
                 lock = given_back;
             }
@@ -71,7 +72,7 @@ fn names_for_adopted(live: &mut Live, tunnel: &Tunnel) -> Names {
                 }
             }
         }
-        Err(error) => warn!("weftd's table cannot be read: {error}"),
+        Err(error) => warn!("weftd's table cannot be read: {}", causes::text(&error)),
     }
     for answer in resolve::answers_within(resolve::names_of(tunnel), RESOLVE_FIRST_TIMEOUT) {
         if let Some(said) = names.learn(answer) {

@@ -3,11 +3,23 @@
 //! Each module draws its topology on top. Everything here needs root; see [`weft_lab`] for what happens without. The
 //! programs under test are those next to this binary: `cargo build` makes them.
 
+mod craft;
+mod demo;
 mod drain;
+mod drops;
 mod fallback;
+mod flannel;
 mod forwarding;
+mod half;
+mod icmp;
 mod idle;
 mod lpm;
+mod mtu;
 mod offload;
+mod peer_check;
+mod refusals;
 mod route_swap;
+mod run_follow;
 mod support;
+mod tunnel_up;
+mod weft;
