@@ -16,8 +16,11 @@ use weft_lab::{Node, Ping, eventually, ping, tcp};
 
 use crate::support::{Family, Host, TIMEOUT, TUN, Tunnel};
 
-/// How long a daemon may take to end.
-const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a daemon may take to finish what it read and close its control socket.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long its end may take in all. The kernel takes the TUN apart meanwhile, under a lock (RTNL) and with grace periods
+/// (RCU) that all namespaces of the machine share.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the traffic goes; no one listens.
 const DISCARD_PORT: u16 = 9;
 /// How often a daemon is ended: it is chance what it has in hand.
@@ -73,7 +76,6 @@ fn a_daemon_that_ends_takes_its_tun_and_its_socket_with_it() -> Result<()> {
             return Ok(());
         };
         end_under_traffic(&mut tunnel)?;
-        assert!(!tunnel.a.weftd.socket().exists(), "the control socket is there");
         assert!(tunnel.a.node.netlink()?.link(TUN)?.is_none(), "the TUN is there");
     }
     Ok(())
@@ -144,8 +146,13 @@ fn works(tunnel: &Tunnel) -> Result<()> {
 
 /// Ends the daemon on `a` by SIGTERM while packets pass both ways.
 fn end_under_traffic(tunnel: &mut Tunnel) -> Result<()> {
+    let socket = tunnel.a.weftd.socket().to_owned();
     let status = under_traffic(tunnel, |process| {
         process.signal(Signal::TERM)?;
+        eventually(DRAIN_TIMEOUT, || {
+            ensure!(!socket.exists(), "the control socket is there; the log of the daemon:\n{}", process.log());
+            Ok(())
+        })?;
         process.wait(END_TIMEOUT)
     })?;
     ensure!(status.success(), "{status}; its output:\n{}", tunnel.a.weftd.log());

@@ -81,15 +81,14 @@ struct MemlockLimit(Rlimit);
 impl MemlockLimit {
     fn none() -> Self {
         let before = getrlimit(Resource::Memlock);
-        setrlimit(Resource::Memlock, Rlimit { current: Some(0), ..before.clone() })
-            .expect("a soft limit can be lowered");
+        setrlimit(Resource::Memlock, Rlimit { current: Some(0), ..before }).expect("a soft limit can be lowered");
         Self(before)
     }
 }
 
 impl Drop for MemlockLimit {
     fn drop(&mut self) {
-        setrlimit(Resource::Memlock, self.0.clone()).expect("a soft limit can be raised up to the hard one");
+        setrlimit(Resource::Memlock, self.0).expect("a soft limit can be raised up to the hard one");
     }
 }
 

@@ -1,7 +1,7 @@
 //! weftd on real devices, in real namespaces: one binary, one module per behaviour.
 //!
-//! Each module draws its topology on top. Everything here needs root; see [`weft_lab`] for what happens without. The daemon
-//! under test is the one next to this binary (`cargo build -p weft-dataplane --bin weftd`).
+//! Each module draws its topology on top. Everything here needs root; see [`weft_lab`] for what happens without. The
+//! programs under test are those next to this binary: `cargo build` makes them.
 
 mod craft;
 mod demo;

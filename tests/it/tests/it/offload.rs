@@ -12,10 +12,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use weft_lab::{Mode, tcp, udp};
+use weft_lab::{Mode, eventually, tcp, udp};
 use weft_proto::OffloadReport;
 
-use crate::support::{Family, Stats, Tunnel};
+use crate::support::{Family, Stats, TIMEOUT, Tunnel};
 
 /// Payload of each TCP direction, in bytes.
 const TRANSFER_LEN: u64 = 8 << 20;
@@ -123,7 +123,7 @@ fn both_protocols(tunnel: &Tunnel, expected: OffloadReport) -> Result<()> {
 }
 
 /// What both daemons did with the packets of some traffic: each step handles as many as it can at once.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Batches {
     tun_reads: u64,
     packets_sent: u64,
@@ -141,7 +141,13 @@ impl Batches {
         let sum = || Ok::<_, anyhow::Error>([Self::count(&tunnel.a.stats()?), Self::count(&tunnel.b.stats()?)]);
         let before = sum()?;
         traffic()?;
-        let after = sum()?;
+        // The last acknowledgements may be under way.
+        let mut after = sum()?;
+        eventually(TIMEOUT, || {
+            let last = std::mem::replace(&mut after, sum()?);
+            ensure!(after == last, "the counters still move");
+            Ok(())
+        })?;
         let total =
             |field: fn(&Self) -> u64| after.iter().map(field).sum::<u64>() - before.iter().map(field).sum::<u64>();
         Ok(Self {
