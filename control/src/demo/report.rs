@@ -99,7 +99,7 @@ impl Metric {
             Metric::UdpSegmented => "UDP, segmented",
             Metric::LatencyP50 => "latency p50",
             Metric::LatencyP99 => "latency p99",
-            Metric::CpuPerGigabyte => "CPU, TCP 1 flow",
+            Metric::CpuPerGigabyte => "CPU, 1 flow",
         }
     }
 
@@ -387,7 +387,7 @@ pub fn median(values: &[f64]) -> Option<f64> {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A report with one metric measured in one mode: weft 3, VXLAN 2, routing 4 Gbit/s.
@@ -419,7 +419,7 @@ pub mod tests {
             "weftd_version": "0.1.0", "pid": 1, "uptime_ms": 1, "tun_name": "weft-a", "tun_ifindex": 3, "opener": "native",
             "mtu": 1472, "bind": "0.0.0.0:8285", "engine": "uring", "engine_note": null, "engine_fallback": false,
             "peer_check": "strict", "spin_us": 50, "workers": 1, "workers_running": 1, "draining": false, "generation": 1,
-            "digest": weft_proto::Digest::default(), "routes": 2, "peers": 1,
+            "digest": weft_proto::Digest::of_set(&weft_proto::RouteSet::default()), "routes": 2, "peers": 1,
             "offloads": {"tun_vnet": true, "tun_tso": true, "tun_uso": true, "udp_gso": true, "udp_gro": true},
             "offloads_lost": [], "encap_drops": 0, "decap_drops": 0
         }))
