@@ -13,7 +13,7 @@ pub mod compare;
 pub mod hosts;
 pub mod progress;
 pub mod report;
-mod screen;
+pub mod screen;
 pub mod talk;
 pub mod tunnel;
 
@@ -137,11 +137,11 @@ fn introduce(hosts: &Hosts, progress: &Progress) {
     let addresses = |host: &Host| format!("{}, {}", host.overlay[0], host.overlay[1]);
     for (left, middle, right) in [
         ("host a".to_owned(), String::new(), "host b".to_owned()),
-        (a.underlay.to_string(), format!(" cable (veth), MTU {UNDERLAY_MTU} {:->9}", ""), b.underlay.to_string()),
-        (addresses(a), format!(" weft, UDP port {DEFAULT_PORT} {:=>11}", ""), addresses(b)),
+        (a.underlay.to_string(), format!(" cable (veth), MTU {UNDERLAY_MTU} {:->7}", ""), b.underlay.to_string()),
+        (addresses(a), format!(" weft, UDP port {DEFAULT_PORT} {:=>10}", ""), addresses(b)),
     ] {
-        let line = middle.chars().last().unwrap_or(' ').to_string().repeat(9);
-        progress.say(format!("  {left:<18} {line}{middle:<35} {right}").trim_end());
+        let line = middle.chars().last().unwrap_or(' ').to_string().repeat(7);
+        progress.say(format!("  {left:<18} {line}{middle:<31} {right}").trim_end());
     }
     progress.say("");
 }

@@ -99,7 +99,7 @@ impl Metric {
             Metric::UdpSegmented => "UDP, segmented",
             Metric::LatencyP50 => "latency p50",
             Metric::LatencyP99 => "latency p99",
-            Metric::CpuPerGigabyte => "CPU, TCP 1 flow",
+            Metric::CpuPerGigabyte => "CPU, 1 flow",
         }
     }
 
@@ -387,7 +387,7 @@ pub fn median(values: &[f64]) -> Option<f64> {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A report with one metric measured in one mode: weft 3, VXLAN 2, routing 4 Gbit/s.

@@ -8,7 +8,7 @@ use super::report::{CableMode, HostReport, Measurement, Metric, PingReport, Repo
 /// Columns of the longest bar.
 const BAR_LEN: usize = 18;
 /// Columns of the value behind a bar.
-const VALUE_LEN: usize = 9;
+const VALUE_LEN: usize = 8;
 /// Columns of a line of text.
 const LINE_LEN: usize = 80;
 /// Characters of a hash that are shown.
@@ -153,7 +153,12 @@ fn value(cell: Option<&Measurement>) -> String {
 
 fn ratio(cell: Option<&Measurement>) -> String {
     let ratio = cell.filter(|cell| cell.measured).and_then(|cell| cell.ratio_to_vxlan);
-    ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}x"))
+    match ratio {
+        None => "-".into(),
+        Some(large) if large >= 100.0 => format!("{large:.0}x"),
+        Some(medium) if medium >= 10.0 => format!("{medium:.1}x"),
+        Some(small) => format!("{small:.2}x"),
+    }
 }
 
 fn picture(report: &Report, progress: &Progress) -> String {
@@ -300,7 +305,11 @@ mod tests {
         for metric in Metric::ALL {
             for mode in CableMode::ALL {
                 for subject in Subject::ALL {
-                    let value = if metric.less_is_better() { 1234.0 } else { 98_765_432_100.0 };
+                    let value = match metric.unit() {
+                        "bit/s" => 198_765_432_100.0,
+                        "packet/s" => 98_765_432.0,
+                        _ => 12_345.0,
+                    };
                     let cell = &small_report().measurements[0];
                     report.measurements.push(Measurement { metric, mode, subject, value: Some(value), ..cell.clone() });
                 }

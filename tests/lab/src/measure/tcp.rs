@@ -195,3 +195,33 @@ fn request(mut stream: &TcpStream, window: Window, stop: &Stop) -> Result<Histog
 fn response_to(request: &[u8; REQUEST_LEN]) -> [u8; REQUEST_LEN] {
     request.map(|byte| !byte)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receive_what(bytes: &[u8]) -> Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let mut client = TcpStream::connect(listener.local_addr()?)?;
+        let (server, _) = listener.accept()?;
+        client.write_all(bytes)?;
+        drop(client);
+        receive(&server, &Pattern::new(CHUNK_LEN), &AtomicU64::new(0), &AtomicBool::new(false))
+    }
+
+    #[test]
+    fn a_wrong_byte_is_an_error_and_so_is_an_early_end() {
+        let mut bytes = Pattern::new(CHUNK_LEN).at(0, 4096).to_vec();
+        let end = receive_what(&bytes).unwrap_err().to_string();
+        assert_eq!(end, "the connection ended after 4096 bytes");
+        bytes[2000] ^= 0x10;
+        assert!(receive_what(&bytes).unwrap_err().to_string().contains("WRONG PAYLOAD"));
+    }
+
+    #[test]
+    fn a_reflected_request_is_no_response() {
+        let request = [0x5a; REQUEST_LEN];
+        assert_ne!(response_to(&request), request);
+        assert_eq!(response_to(&response_to(&request)), request);
+    }
+}
