@@ -3,7 +3,9 @@
 pub mod check;
 pub mod completions;
 pub mod down;
+pub mod drain;
 pub mod exec;
+pub mod log;
 pub mod logging;
 pub mod monitor;
 pub mod output;
@@ -132,6 +134,8 @@ enum Command {
     Route(route::Args),
     Stats(stats::Args),
     Monitor(monitor::Args),
+    Log(log::Args),
+    Drain(drain::Args),
     Completions(completions::Args),
     Version(version::Args),
     #[command(name = crate::daemon::EXEC_COMMAND, hide = true)]
@@ -155,6 +159,8 @@ pub fn main() -> ExitCode {
         Command::Route(args) => route::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Monitor(args) => monitor::run(args),
+        Command::Log(args) => log::run(args),
+        Command::Drain(args) => drain::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Version(args) => version::run(args),
         Command::Exec(args) => exec::run(args),

@@ -135,7 +135,10 @@ fn under_traffic<T>(tunnel: &mut Tunnel, act: impl FnOnce(&mut weft_lab::Process
     let (a_address, b_address) = (tunnel.a.overlay(Family::V4), tunnel.b.overlay(Family::V4));
     thread::scope(|scope| {
         let stop = &stop;
-        let senders = [scope.spawn(move || send_until(&a, b_address, stop)), scope.spawn(move || send_until(&b, a_address, stop))];
+        let senders = [
+            scope.spawn(move || send_until(&a, b_address, stop)),
+            scope.spawn(move || send_until(&b, a_address, stop)),
+        ];
         let outcome = passing(&tunnel.a).and_then(|()| act(tunnel.a.weftd.process()));
         stop.store(true, Ordering::Release);
         for sender in senders {

@@ -48,7 +48,9 @@ fn the_epoll_engine_takes_over_where_io_uring_is_refused() -> Result<()> {
             let to = tunnel.b.overlay(family);
             ping(&tunnel.a.node, &Ping::to(to))?.reply().with_context(case)?;
             tcp::transfer(&tunnel.a.node, &tunnel.b.node, to, 2 << 20).with_context(case)?;
-            udp::stream(&tunnel.a.node, &tunnel.b.node, &udp::Stream::new(to, 500, 1000))?.perfect().with_context(case)?;
+            udp::stream(&tunnel.a.node, &tunnel.b.node, &udp::Stream::new(to, 500, 1000))?
+                .perfect()
+                .with_context(case)?;
         }
         tunnel.balanced().with_context(case)?;
     }

@@ -84,8 +84,7 @@ fn runs_as_meant(host: &Host, variant: Variant) -> Result<()> {
     ensure!(running == (variant.engine, variant.opener, variant.workers as u16), "running: {running:?}");
     ensure!(u32::from(status.mtu) == host.tun_mtu, "MTU {} of the TUN", status.mtu);
     let native = variant.opener == "native";
-    let offloads =
-        OffloadReport { tun_vnet: native, tun_tso: native, tun_uso: native, udp_gso: true, udp_gro: true };
+    let offloads = OffloadReport { tun_vnet: native, tun_tso: native, tun_uso: native, udp_gso: true, udp_gro: true };
     ensure!(status.offloads == offloads && status.offloads_lost.is_empty(), "offloads: {:?}", status.offloads);
     ensure!(status.degraded().is_empty(), "degraded: {:?}", status.degraded());
     Ok(())
@@ -119,7 +118,11 @@ fn large_datagrams(to: std::net::IpAddr) -> udp::Stream {
 }
 
 fn segmented(to: std::net::IpAddr, payload_len: usize) -> udp::Stream {
-    udp::Stream { segments: 40, interval: Duration::from_millis(1), ..udp::Stream::new(to, 2 * DATAGRAM_COUNT, payload_len) }
+    udp::Stream {
+        segments: 40,
+        interval: Duration::from_millis(1),
+        ..udp::Stream::new(to, 2 * DATAGRAM_COUNT, payload_len)
+    }
 }
 
 /// Every datagram arrives once, whole and in order, and the counters of both ends say to the byte what was sent.

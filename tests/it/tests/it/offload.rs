@@ -19,8 +19,7 @@ use crate::support::{Family, Stats, Tunnel};
 /// Payload of each TCP direction, in bytes.
 const TRANSFER_LEN: u64 = 8 << 20;
 /// All that a native TUN and a socket of this kernel have.
-const ALL: OffloadReport =
-    OffloadReport { tun_vnet: true, tun_tso: true, tun_uso: true, udp_gso: true, udp_gro: true };
+const ALL: OffloadReport = OffloadReport { tun_vnet: true, tun_tso: true, tun_uso: true, udp_gso: true, udp_gro: true };
 /// The flags that switch off what `ALL` has, but for the virtio-net header.
 const SWITCHES: [&str; 4] = ["--no-udp-gso", "--no-udp-gro", "--no-tun-tso", "--no-tun-uso"];
 
@@ -80,7 +79,8 @@ fn both_protocols(tunnel: &Tunnel, expected: OffloadReport) -> Result<()> {
         let batches = Batches::of(tunnel, || tcp::transfer(&a.node, &b.node, to, TRANSFER_LEN).map(drop))?;
         batches.check(expected, expected.tun_tso).with_context(|| format!("TCP over {family:?}: {batches:?}"))?;
 
-        let stream = udp::Stream { segments: 40, interval: Duration::from_millis(1), ..udp::Stream::new(to, 4000, 1200) };
+        let stream =
+            udp::Stream { segments: 40, interval: Duration::from_millis(1), ..udp::Stream::new(to, 4000, 1200) };
         let batches = Batches::of(tunnel, || udp::stream(&a.node, &b.node, &stream)?.perfect().map(drop))?;
         batches.check(expected, expected.tun_uso).with_context(|| format!("UDP over {family:?}: {batches:?}"))?;
     }
@@ -114,9 +114,8 @@ impl Batches {
         let before = sum()?;
         traffic()?;
         let after = sum()?;
-        let total = |field: fn(&Self) -> u64| {
-            after.iter().map(field).sum::<u64>() - before.iter().map(field).sum::<u64>()
-        };
+        let total =
+            |field: fn(&Self) -> u64| after.iter().map(field).sum::<u64>() - before.iter().map(field).sum::<u64>();
         Ok(Self {
             tun_reads: total(|this| this.tun_reads),
             packets_sent: total(|this| this.packets_sent),
