@@ -7,6 +7,7 @@ use crate::state::Paths;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
 use std::io::{self, Write};
@@ -152,6 +153,36 @@ pub fn arguments(tunnel: &Tunnel, socket: &Path) -> Vec<String> {
     ];
     arguments.extend(switches.iter().filter(|(_, on)| !on).map(|(flag, _)| (*flag).to_owned()));
     arguments
+}
+
+/// The settings in which two argument lists of weftd differ, a phrase each, by their keys in the tunnel file.
+pub fn differences(in_force: &[String], wanted: &[String]) -> Vec<String> {
+    let (in_force, wanted) = (settings(in_force), settings(wanted));
+    let keys: BTreeSet<&String> = in_force.keys().chain(wanted.keys()).collect();
+    let value = |settings: &BTreeMap<String, String>, key: &str| {
+        settings.get(key).cloned().unwrap_or_else(|| "the default".to_owned())
+    };
+    keys.into_iter()
+        .filter(|key| in_force.get(*key) != wanted.get(*key))
+        .map(|key| format!("{key} ({} in force, {} wanted)", value(&in_force, key), value(&wanted, key)))
+        .collect()
+}
+
+/// Arguments of weftd as keys and values of the tunnel file.
+fn settings(arguments: &[String]) -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::new();
+    let mut rest = arguments.iter();
+    while let Some(flag) = rest.next() {
+        let name = flag.trim_start_matches('-').replace('-', "_");
+        let (key, value) = match (flag.as_str(), name.strip_prefix("no_")) {
+            (_, Some(switch)) => (format!("dataplane.{switch}"), "false".to_owned()),
+            ("--tun" | "--socket", _) => (name, rest.next().cloned().unwrap_or_default()),
+            ("--bind", _) => ("listen".to_owned(), rest.next().cloned().unwrap_or_default()),
+            _ => (format!("dataplane.{name}"), rest.next().cloned().unwrap_or_default()),
+        };
+        settings.insert(key, value);
+    }
+    settings
 }
 
 /// Starts weftd in a session of its own, with its standard error in the tunnel's log, so that neither the end of weft nor
@@ -346,6 +377,24 @@ mod tests {
         let expected = "--tun office --bind 0.0.0.0:8285 --socket /run/weft/office.sock --engine auto --opener native \
                         --peer-check strict --workers 2 --no-tun-uso";
         assert_eq!(arguments, expected);
+    }
+
+    #[test]
+    fn settings_that_differ_are_called_as_in_the_tunnel_file() {
+        let of = |text: &str| {
+            let text = format!("address = \"10.9.0.1/24\"\n{text}");
+            let tunnel = config::parse("t.toml", "office", &text, &|_| false).unwrap().tunnel;
+            arguments(&tunnel, Path::new("/run/weft/office.sock"))
+        };
+        let wanted = of("listen = \"0.0.0.0:9000\"\n[dataplane]\nengine = \"epoll\"\nworkers = 2\nudp_gro = false\n");
+        let expected = [
+            "dataplane.engine (auto in force, epoll wanted)",
+            "dataplane.udp_gro (the default in force, false wanted)",
+            "dataplane.workers (the default in force, 2 wanted)",
+            "listen (0.0.0.0:8285 in force, 0.0.0.0:9000 wanted)",
+        ];
+        assert_eq!(differences(&of(""), &wanted), expected);
+        assert!(differences(&wanted, &wanted).is_empty());
     }
 
     #[test]

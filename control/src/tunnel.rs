@@ -26,6 +26,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
+use weft_proto::RouteSet;
 
 /// Longest wait for weftd's answer to a question about itself.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +53,12 @@ pub enum TunnelError {
         /// weftd.
         pid: u32,
     },
+    /// A weftd with changed settings could not be had.
+    #[error("{}; weftd runs again with the settings that it had, and the tunnel is as it was", causes::text(.why))]
+    Restored {
+        /// What went wrong.
+        why: Box<TunnelError>,
+    },
     /// No right to make a device.
     #[error("a TUN device and routes need CAP_NET_ADMIN, which this process does not have")]
     NotPermitted,
@@ -74,6 +81,7 @@ impl TunnelError {
     pub fn exit(&self) -> Exit {
         match self {
             TunnelError::NotPermitted => Exit::NotPermitted,
+            TunnelError::Restored { why } => why.exit(),
             TunnelError::Client(error) => error.into(),
             TunnelError::Netlink(error) if error.is_permission_denied() => Exit::NotPermitted,
             TunnelError::State(error) if error.is_permission_denied() => Exit::NotPermitted,
@@ -96,6 +104,7 @@ impl TunnelError {
             TunnelError::Daemon(DaemonError::Ended { log, .. }) if log.contains("is in use by") => {
                 "in the tunnel file, weftd's --bind is `listen`, and --tun is `tun`".into()
             }
+            TunnelError::Restored { why } => return why.hint(),
             TunnelError::State(StateError::Locked { .. }) => {
                 "a `weft run` holds its tunnel as long as it lives: stop it (SIGTERM takes the tunnel down)".into()
             }
@@ -264,9 +273,45 @@ impl Live {
         daemon::quoted(&daemon::log_tail(&self.paths.log()))
     }
 
-    /// Whether weftd runs with other arguments than `tunnel` asks for: only a restart changes those.
-    pub fn needs_restart(&self, tunnel: &Tunnel) -> bool {
-        daemon::arguments(tunnel, &self.paths.socket()) != self.state.arguments
+    /// The settings in which weftd runs otherwise than `tunnel` asks for, a phrase each: only a restart changes those.
+    pub fn needs_restart(&self, tunnel: &Tunnel) -> Vec<String> {
+        daemon::differences(&self.state.arguments, &daemon::arguments(tunnel, &self.paths.socket()))
+    }
+
+    /// Puts a weftd with the settings of `tunnel` in the place of the one that runs. Afterwards [`Live::apply`] has to make
+    /// everything true again.
+    ///
+    /// # Errors
+    /// [`TunnelError::Restored`] if such a weftd cannot be had: then the tunnel is as it was.
+    pub fn replace_weftd(
+        &mut self,
+        tunnel: &Tunnel,
+        names: &Names,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<(), TunnelError> {
+        let before = self.state.clone();
+        let table = self.backend.read()?.clone();
+        self.end_weftd()?;
+        self.restart_weftd(tunnel, names, interrupted).map_err(|why| match self.restore(before, &table) {
+            Ok(()) => TunnelError::Restored { why: Box::new(why) },
+            Err(failure) => {
+                let failure = causes::text(&failure);
+                tracing::error!(
+                    "weftd cannot be started as it was either: {failure}; see `weft down {}`",
+                    self.paths.name()
+                );
+                why
+            }
+        })
+    }
+
+    fn restore(&mut self, before: State, table: &RouteSet) -> Result<(), TunnelError> {
+        let State { arguments, plan, weftd, .. } = before;
+        self.launch_again(&weftd.program, arguments, plan.mtu, &|| false)?;
+        self.backend.push(table)?;
+        let ifindex = self.tun().ifindex;
+        plan.apply(&mut self.netlink, ifindex, &plan)?;
+        Ok(())
     }
 
     /// Makes table, device and routes what `tunnel` asks for, as far as names are resolved. What is so already is left
@@ -304,9 +349,19 @@ impl Live {
         self.reap();
         let program = daemon::find()?;
         let mtu = wanted_mtu(&mut self.netlink, tunnel, names, tunnel.listen, None)?;
-        self.backend.forget();
         let arguments = daemon::arguments(tunnel, &self.paths.socket());
-        let (child, weftd) = daemon::start(&program, &arguments, mtu, &self.paths)?;
+        self.launch_again(&program, arguments, mtu, interrupted)
+    }
+
+    fn launch_again(
+        &mut self,
+        program: &Path,
+        arguments: Vec<String>,
+        mtu: u32,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<(), TunnelError> {
+        self.backend.forget();
+        let (child, weftd) = daemon::start(program, &arguments, mtu, &self.paths)?;
         self.child = Some(child);
         self.state.weftd = weftd;
         self.state.arguments = arguments;

@@ -29,7 +29,7 @@ pub struct Config {
     /// Keep the TUN, with its addresses and routes, when weftd ends; the next weftd attaches to it
     #[arg(long)]
     pub persist: bool,
-    /// Underlay address and UDP port; [::] serves IPv4 peers, too
+    /// Underlay address and UDP port; `[::]:PORT` serves IPv4 peers, too
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8285")]
     pub bind: SocketAddr,
     /// Control socket

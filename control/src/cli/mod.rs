@@ -4,7 +4,9 @@ pub mod check;
 pub mod completions;
 pub mod demo;
 pub mod down;
+pub mod drain;
 pub mod exec;
+pub mod log;
 pub mod logging;
 pub mod monitor;
 pub mod output;
@@ -135,6 +137,8 @@ enum Command {
     Stats(stats::Args),
     Monitor(monitor::Args),
     Demo(demo::Args),
+    Log(log::Args),
+    Drain(drain::Args),
     Completions(completions::Args),
     Version(version::Args),
     #[command(name = crate::daemon::EXEC_COMMAND, hide = true)]
@@ -159,6 +163,8 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::run(args),
         Command::Monitor(args) => monitor::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Log(args) => log::run(args),
+        Command::Drain(args) => drain::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Version(args) => version::run(args),
         Command::Exec(args) => exec::run(args),

@@ -17,9 +17,15 @@ pub const RUN_DIR: &str = "/run/weft";
 /// Which weftd to talk to.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SocketArgs {
-    /// Control socket of weftd [default: the only *.sock in /run/weft]
+    /// Control socket of weftd [default: the only *.sock in --run-dir]
     #[arg(long, env = "WEFT_SOCKET", value_name = "PATH", global = true)]
     pub socket: Option<PathBuf>,
+    /// Name of the tunnel, where several are up
+    #[arg(long, short, value_name = "NAME", global = true, conflicts_with = "socket")]
+    pub tunnel: Option<String>,
+    /// Directory of control sockets
+    #[arg(long, env = "WEFT_RUN_DIR", value_name = "DIR", default_value = RUN_DIR, global = true)]
+    pub run_dir: PathBuf,
     /// How long to wait for an answer, for example 500ms or 10s
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration, global = true)]
     pub timeout: Duration,
@@ -28,11 +34,29 @@ pub struct SocketArgs {
 impl SocketArgs {
     /// Connects to the weftd that is meant.
     pub fn connect(&self) -> Result<Client, CliError> {
-        let path = match &self.socket {
-            Some(path) => path.clone(),
-            None => only_socket(Path::new(RUN_DIR))?,
-        };
+        match self.paths()?.as_slice() {
+            [only] => self.connect_to(only),
+            several => {
+                let names: Vec<_> = several.iter().filter_map(|path| path.file_stem()?.to_str()).collect();
+                let names = names.join(", ");
+                Err(usage(format!("several weftds are running; choose one with --tunnel NAME: {names}")))
+            }
+        }
+    }
+
+    /// Connects to the weftd behind one of [`SocketArgs::paths`].
+    pub fn connect_to(&self, path: &Path) -> Result<Client, CliError> {
         Client::connect(path, self.timeout).map_err(daemon)
+    }
+
+    /// The socket that is meant, or else every socket that somebody listens on, one at least.
+    pub fn paths(&self) -> Result<Vec<PathBuf>, CliError> {
+        match (&self.socket, &self.tunnel) {
+            // An explicit name beats the environment; clap refuses both on the command line.
+            (_, Some(name)) => Ok(vec![self.run_dir.join(format!("{name}.sock"))]),
+            (Some(path), None) => Ok(vec![path.clone()]),
+            (None, None) => live_sockets(&self.run_dir),
+        }
     }
 }
 
@@ -46,8 +70,8 @@ pub fn usage(text: impl Display) -> CliError {
     CliError { exit: Exit::Usage, error: anyhow!("{text}") }
 }
 
-/// The one socket in `directory` that somebody listens on.
-fn only_socket(directory: &Path) -> Result<PathBuf, CliError> {
+/// The sockets in `directory` that somebody listens on; one alone is not tried.
+fn live_sockets(directory: &Path) -> Result<Vec<PathBuf>, CliError> {
     let shown = directory.display();
     let entries = match directory.read_dir() {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
@@ -71,19 +95,12 @@ fn only_socket(directory: &Path) -> Result<PathBuf, CliError> {
             !UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
         });
     }
-    match sockets.as_slice() {
-        [only] => Ok(only.clone()),
-        [] => Err(CliError {
-            exit: Exit::Unreachable,
-            error: anyhow!(
-                "no weftd is running: no socket in {shown}; start one (`weft up FILE`), or name a socket with --socket"
-            ),
-        }),
-        several => {
-            let names: Vec<_> = several.iter().map(|path| path.display().to_string()).collect();
-            Err(usage(format!("several weftds are running: choose one with --socket: {}", names.join(", "))))
-        }
+    if sockets.is_empty() {
+        let remedy = "start one (`weft up FILE`), or name a socket with --socket";
+        let error = anyhow!("no weftd is running: no socket in {shown}; {remedy}");
+        return Err(CliError { exit: Exit::Unreachable, error });
     }
+    Ok(sockets)
 }
 
 /// Prints `text`. `false`: whoever read the output has left (`| head`), which is no failure.
@@ -129,17 +146,22 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     #[test]
-    fn the_only_socket_is_found_and_dead_ones_do_not_count() {
+    fn live_sockets_are_found_and_dead_ones_do_not_count() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(only_socket(&dir.path().join("missing")).unwrap_err().exit, Exit::Unreachable);
-        assert_eq!(only_socket(dir.path()).unwrap_err().exit, Exit::Unreachable);
-        let live = UnixListener::bind(dir.path().join("a.sock")).unwrap();
-        drop(UnixListener::bind(dir.path().join("b.sock")).unwrap());
-        assert_eq!(only_socket(dir.path()).unwrap(), dir.path().join("a.sock"));
-        let second = UnixListener::bind(dir.path().join("c.sock")).unwrap();
-        let error = only_socket(dir.path()).unwrap_err();
+        let [a, b, c] = ["a.sock", "b.sock", "c.sock"].map(|name| dir.path().join(name));
+        assert_eq!(live_sockets(&dir.path().join("missing")).unwrap_err().exit, Exit::Unreachable);
+        assert_eq!(live_sockets(dir.path()).unwrap_err().exit, Exit::Unreachable);
+        let live = UnixListener::bind(&a).unwrap();
+        drop(UnixListener::bind(&b).unwrap());
+        assert_eq!(live_sockets(dir.path()).unwrap(), [a.clone()]);
+        let second = UnixListener::bind(&c).unwrap();
+        assert_eq!(live_sockets(dir.path()).unwrap(), [a, c]);
+        let run_dir = dir.path().to_path_buf();
+        let args = SocketArgs { socket: None, tunnel: None, run_dir, timeout: Duration::from_secs(1) };
+        let error = args.connect().unwrap_err();
         assert_eq!(error.exit, Exit::Usage);
-        assert!(error.error.to_string().contains("a.sock") && error.error.to_string().contains("c.sock"));
+        let text = error.error.to_string();
+        assert!(text.contains("--tunnel NAME: a, c"), "{text}");
         drop((live, second));
     }
 }

@@ -5,7 +5,7 @@ use super::{CliError, Exit};
 use serde::Serialize;
 use weft_proto::StatusReport;
 
-/// Show what weftd is doing
+/// Show what weftd is doing; where several are running, each of them
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -13,7 +13,7 @@ pub struct Args {
     /// Exit 5 if weftd does less than it could: an offload refused at run time, a fallback engine, no route, a lost worker
     #[arg(long)]
     check: bool,
-    /// Print JSON
+    /// Print JSON, of one weftd
     #[arg(long)]
     json: bool,
 }
@@ -28,14 +28,34 @@ struct Checked<'a> {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<Exit, CliError> {
-    let status = args.socket.connect()?.status().map_err(daemon)?;
-    let degraded = status.degraded();
     if args.json {
+        let status = args.socket.connect()?.status().map_err(daemon)?;
+        let degraded = status.degraded();
         output::print_json(&Checked { status: &status, degraded: &degraded }, false)?;
-    } else {
-        output::print(render(&status, &degraded))?;
+        return Ok(args.exit(&degraded));
     }
-    Ok(if args.check && !degraded.is_empty() { Exit::Degraded } else { Exit::Ok })
+    let paths = args.socket.paths()?;
+    let mut exit = Exit::Ok;
+    for (index, path) in paths.iter().enumerate() {
+        let status = args.socket.connect_to(path)?.status().map_err(daemon)?;
+        let degraded = status.degraded();
+        if paths.len() > 1 {
+            let (gap, name) =
+                (if index > 0 { "\n" } else { "" }, path.file_stem().unwrap_or_default().to_string_lossy());
+            output::print(format_args!("{gap}tunnel {name}"))?;
+        }
+        output::print(render(&status, &degraded))?;
+        if exit == Exit::Ok {
+            exit = args.exit(&degraded);
+        }
+    }
+    Ok(exit)
+}
+
+impl Args {
+    fn exit(&self, degraded: &[String]) -> Exit {
+        if self.check && !degraded.is_empty() { Exit::Degraded } else { Exit::Ok }
+    }
 }
 
 fn render(status: &StatusReport, degraded: &[String]) -> String {

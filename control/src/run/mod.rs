@@ -366,10 +366,14 @@ impl Controller {
         if wanted == self.tunnel {
             return;
         }
-        if self.live.needs_restart(&wanted) {
+        let differences = self.live.needs_restart(&wanted);
+        if !differences.is_empty() {
             warn!(
-                "`listen`, `tun` and [dataplane] take effect when weftd starts, so not yet: stop and start `weft run` \
-                 when a short interruption suits; everything else is applied"
+                "{}: only a new weftd takes that up, so not yet; everything else is applied. When a short interruption \
+                 suits, stop this process (kill {}) and start `weft run --config {}` again",
+                differences.join(", "),
+                std::process::id(),
+                self.path.display()
             );
         }
         if !resolve::names_of(&wanted).is_subset(&resolve::names_of(&self.tunnel)) {

@@ -28,15 +28,15 @@ pub fn obtain(
         match Live::adopt(paths.clone(), lock, state, path) {
             Ok(mut live) => {
                 let names = names_for_adopted(&mut live, tunnel);
-                if live.needs_restart(tunnel) {
-                    warn!(
-                        "weftd, process {pid}, runs with other settings than {} asks for: restarting it",
-                        path.display()
-                    );
-                    live.end_weftd()?;
-                    live.restart_weftd(tunnel, &names, interrupted)?;
-                } else {
+                let differences = live.needs_restart(tunnel);
+                if differences.is_empty() {
                     info!("adopting weftd, process {pid}");
+                } else {
+                    let (file, settings) = (path.display(), differences.join(", "));
+                    warn!(
+                        "weftd, process {pid}, runs with other settings than {file} asks for: {settings}; restarting it"
+                    );
+                    live.replace_weftd(tunnel, &names, interrupted)?;
                 }
                 let applied = live.apply(tunnel, &names)?;
                 if let Push::Unchanged(installed) = applied.push {

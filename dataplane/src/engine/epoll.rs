@@ -1,7 +1,7 @@
 //! The epoll engine: readiness by mio, data by read, writev, recvmmsg and sendmmsg. Runs wherever io_uring is refused, and
 //! on request.
 //!
-//! A turn executes what is queued, then reads both descriptors as far as frames and [`TURN_BYTES_MAX`] allow; only when there
+//! A turn executes what is queued, then reads both descriptors as far as frames and `TURN_BYTES_MAX` allow; only when there
 //! was nothing to do it asks epoll, and only then it may sleep.
 #![allow(unsafe_code)]
 

@@ -74,7 +74,10 @@ fn the_example_for_two_hosts_carries_ping_and_tcp_and_goes_without_a_trace() -> 
     let [before_a, before_b] = [hosts.a.traces()?, hosts.b.traces()?];
     let [file_a, file_b] = hosts.two_hosts()?;
     let up = hosts.a.ok(&["up".as_ref(), file_a.as_os_str()])?;
-    up.prints(&["weft-a: up. Device weft-a, 10.99.0.1/24, MTU 1472; listening on 0.0.0.0:8285 udp", "b: 10.99.0.2/32 via 192.0.2.2:8285"])?;
+    up.prints(&[
+        "weft-a: up. Device weft-a, 10.99.0.1/24, MTU 1472; listening on 0.0.0.0:8285 udp",
+        "b: 10.99.0.2/32 via 192.0.2.2:8285",
+    ])?;
     hosts.b.ok(&["up".as_ref(), file_b.as_os_str()])?;
     hosts.pings("10.99.0.2")?;
     tcp::transfer(&hosts.a.node, &hosts.b.node, "10.99.0.2".parse()?, TRANSFER_LEN)?;
@@ -110,7 +113,9 @@ fn a_tunnel_over_ipv6_carries_both_families() -> Result<()> {
         let filter = RouteFilter { dst: Some(net(network)), ..RouteFilter::default() };
         let routes = netlink.routes(&filter)?;
         let is_safety = |route: &weft_netlink::Route| {
-            route.kind == RouteKind::Unreachable && route.metric == SAFETY_METRIC && route.link.is_none_or(|link| link == 1)
+            route.kind == RouteKind::Unreachable
+                && route.metric == SAFETY_METRIC
+                && route.link.is_none_or(|link| link == 1)
         };
         ensure!(routes.iter().any(is_safety), "no safety route among {routes:?}");
     }
@@ -134,10 +139,13 @@ fn the_example_of_a_flannel_node_takes_flannels_device_name_and_routes_its_netwo
 
 #[test]
 fn the_device_mtu_leaves_room_for_the_outer_headers_of_the_underlay() -> Result<()> {
-    for (underlay, ipv6, expected) in [(1500, false, 1472), (9000, false, 8972), (1500, true, 1452), (9000, true, 8952)] {
+    for (underlay, ipv6, expected) in [(1500, false, 1472), (9000, false, 8972), (1500, true, 1452), (9000, true, 8952)]
+    {
         let Some(hosts) = Hosts::new(underlay)? else { return Ok(()) };
         let (listen, endpoint) = if ipv6 { ("[::]:8285", "2001:db8::2") } else { ("0.0.0.0:8285", "192.0.2.2") };
-        let text = example("two-hosts-a.toml")?.replace("0.0.0.0:8285", listen).replace("\"192.0.2.2\"", &format!("{endpoint:?}"));
+        let text = example("two-hosts-a.toml")?
+            .replace("0.0.0.0:8285", listen)
+            .replace("\"192.0.2.2\"", &format!("{endpoint:?}"));
         hosts.a.write("t.toml", &text)?;
         hosts.a.ok(&["up", "t.toml"])?;
         let mtu = hosts.a.node.link("weft-a")?.mtu;
@@ -154,7 +162,10 @@ fn a_peer_may_be_named_by_its_host_name() -> Result<()> {
     let file = hosts.a.write("t.toml", &text)?;
     // /etc/hosts is another file in a mount namespace of the command's own.
     let mut command = hosts.a.command::<&str>(&[])?;
-    let (program, envs) = (command.get_program().to_owned(), command.get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect::<Vec<_>>());
+    let (program, envs) = (
+        command.get_program().to_owned(),
+        command.get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect::<Vec<_>>(),
+    );
     command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", "mount --bind \"$1\" /etc/hosts && exec \"$2\" up \"$3\"", "sh"]);
     command.args([hosts_file.as_os_str(), &program, file.as_os_str()]);
@@ -176,7 +187,8 @@ fn a_peer_whose_name_does_not_resolve_concerns_itself_alone() -> Result<()> {
     let lost = "\n[[peer]]\nname = \"lost\"\nsubnets = [\"10.60.0.0/16\"]\nendpoint = \"lost.invalid\"\n";
     hosts.a.write("t.toml", &(example("two-hosts-a.toml")? + lost))?;
     let up = hosts.a.ok(&["up", "t.toml"])?;
-    up.prints(&["lost: NOT REACHABLE, lost.invalid does not resolve", "b: 10.99.0.2/32 via"])?.says(&["hint: to keep trying"])?;
+    up.prints(&["lost: NOT REACHABLE, lost.invalid does not resolve", "b: 10.99.0.2/32 via"])?
+        .says(&["hint: to keep trying"])?;
     hosts.b.write("tunnel.toml", &example("two-hosts-b.toml")?)?;
     hosts.b.ok(&["up", "tunnel.toml"])?;
     hosts.pings("10.99.0.2")
@@ -200,7 +212,10 @@ fn down_after_weftd_was_killed_removes_what_it_left() -> Result<()> {
     let before = hosts.a.traces()?;
     let [file, _] = hosts.up()?;
     hosts.a.kill_weftd("weft-a")?;
-    hosts.a.ok(&["down".as_ref(), file.as_os_str()])?.prints(&["weft-a: down; weftd had died, removed what it left"])?;
+    hosts
+        .a
+        .ok(&["down".as_ref(), file.as_os_str()])?
+        .prints(&["weft-a: down; weftd had died, removed what it left"])?;
     hosts.a.is_as(&before)
 }
 
@@ -261,7 +276,10 @@ fn an_up_that_fails_leaves_everything_as_it_was_and_says_why() -> Result<()> {
     let said = host.run(&["up", "good.toml"])?.exits(1)?;
     said.says(&["weft: weft-a: weftd ended at once", "UDP 0.0.0.0:8285", &holder, "--bind is `listen`"])?;
     host.is_as(&before)?;
-    host.write("same-tun.toml", "name = \"same-tun\"\naddress = \"10.97.0.1/24\"\nlisten = \"0.0.0.0:9000\"\ntun = \"first\"\n")?;
+    host.write(
+        "same-tun.toml",
+        "name = \"same-tun\"\naddress = \"10.97.0.1/24\"\nlisten = \"0.0.0.0:9000\"\ntun = \"first\"\n",
+    )?;
     let said = host.run(&["up", "same-tun.toml"])?.exits(1)?;
     said.says(&["TUN `first`", &holder, "--tun is `tun`"])?;
     host.is_as(&before)?;
@@ -270,7 +288,11 @@ fn an_up_that_fails_leaves_everything_as_it_was_and_says_why() -> Result<()> {
 
     host.write("loopback.toml", &good.replace("\"192.0.2.2\"", "\"127.0.0.1\""))?;
     let said = host.run(&["up", "loopback.toml"])?.exits(2)?;
-    said.says(&["nothing was touched", "peer[0].endpoint: 127.0.0.1 is loopback", "write the other host's underlay address"])?;
+    said.says(&[
+        "nothing was touched",
+        "peer[0].endpoint: 127.0.0.1 is loopback",
+        "write the other host's underlay address",
+    ])?;
 
     host.write("self.toml", &good.replace("\"192.0.2.2\"", "\"192.0.2.1\""))?;
     host.run(&["up", "self.toml"])?.exits(2)?.says(&["192.0.2.1 is this host", "take the other host's file"])?;
@@ -288,7 +310,10 @@ fn an_up_that_fails_leaves_everything_as_it_was_and_says_why() -> Result<()> {
     let mut command = host.command(&["up", "good.toml"])?;
     command.env("WEFTD", "/nonexistent/weftd");
     let said = host.output(command)?.exits(1)?;
-    said.says(&["weftd was not found: looked at /nonexistent/weftd, which WEFTD names", "hint: install weftd beside weft"])?;
+    said.says(&[
+        "weftd was not found: looked at /nonexistent/weftd, which WEFTD names",
+        "hint: install weftd beside weft",
+    ])?;
     host.is_as(&before)
 }
 
@@ -311,7 +336,9 @@ fn without_root_up_says_so_and_touches_nothing() -> Result<()> {
     let own = host.path("own");
     fs::create_dir(&own)?;
     std::os::unix::fs::chown(&own, Some(NOBODY), Some(NOBODY))?;
-    as_nobody(&own)?.exits(4)?.says(&["need CAP_NET_ADMIN, which this process does not have", "hint: run it as root"])?;
+    as_nobody(&own)?
+        .exits(4)?
+        .says(&["need CAP_NET_ADMIN, which this process does not have", "hint: run it as root"])?;
     ensure!(own.read_dir().map_or(0, Iterator::count) == 0, "files were left");
     host.is_as(&before)
 }

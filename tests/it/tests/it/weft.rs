@@ -167,7 +167,12 @@ impl Weft {
             .map(|link| format!("link {} {} mtu {} up {}", link.index, link.name, link.mtu, link.up))
             .collect();
         traces.extend(netlink.addresses(None)?.iter().map(|address| format!("{address:?}")));
-        traces.extend(netlink.routes(&RouteFilter { table: None, ..RouteFilter::default() })?.iter().map(|route| format!("{route:?}")));
+        traces.extend(
+            netlink
+                .routes(&RouteFilter { table: None, ..RouteFilter::default() })?
+                .iter()
+                .map(|route| format!("{route:?}")),
+        );
         traces.extend(self.processes()?.iter().map(|pid| format!("process {pid}")));
         traces.extend(self.run_files().into_iter().map(|name| format!("file {name}")));
         if self.run_dir().exists() {
@@ -182,7 +187,11 @@ impl Weft {
             let now = self.traces()?;
             let left: Vec<_> = now.difference(before).collect();
             let lost: Vec<_> = before.difference(&now).collect();
-            ensure!(left.is_empty() && lost.is_empty(), "{}: left behind: {left:#?}; lost: {lost:#?}", self.node.name());
+            ensure!(
+                left.is_empty() && lost.is_empty(),
+                "{}: left behind: {left:#?}; lost: {lost:#?}",
+                self.node.name()
+            );
             Ok(())
         })
     }
