@@ -3,6 +3,7 @@
 //! Each module draws its topology on top. Everything here needs root; see [`weft_lab`] for what happens without. The daemon
 //! under test is the one next to this binary (`cargo build -p weft-dataplane --bin weftd`).
 
+mod cli;
 mod drain;
 mod fallback;
 mod forwarding;
@@ -11,6 +12,7 @@ mod lpm;
 mod offload;
 mod route_swap;
 mod run_follow;
+mod scale;
 mod support;
 mod tunnel_up;
 mod weft;
