@@ -25,7 +25,7 @@ pub fn check(draft: Draft, is_local: &dyn Fn(IpAddr) -> bool, report: &mut Repor
         aliases(peer, report);
     }
     same_endpoint(&draft.peers, report);
-    if draft.peers.is_empty() {
+    if !draft.has_peer {
         let hint = "add a [[peer]] with name, subnets and endpoint";
         report.warning(0..0, "peer", "no peer: nothing can be reached through this tunnel", hint);
     }
@@ -154,7 +154,10 @@ fn networks(draft: &Draft, report: &mut Report) -> Vec<IpNet> {
     for network in listed.iter().filter(|network| network.get_ref().prefix_len() == 0) {
         let message =
             format!("{} would move this host's default route into the tunnel, underlay included", network.get_ref());
-        let hint = "state the overlay in `network`, and send more to that peer by policy routing (ip rule)";
+        let hint = match draft.has_network {
+            true => "write the overlay's own prefix here, and send more to a peer by policy routing (ip rule)",
+            false => "state the overlay in `network`, and send more to that peer by policy routing (ip rule)",
+        };
         report.error(network.span(), key, message, hint);
     }
     let mut networks = Vec::new();
@@ -213,7 +216,7 @@ fn peer_names(peers: &[DraftPeer], report: &mut Report) {
         let key = format!("{}.name", peer.path);
         if name.get_ref().is_empty() || name.get_ref().len() > PEER_NAME_LEN_MAX {
             let message = format!("{:?} is not 1 to {PEER_NAME_LEN_MAX} bytes long", name.get_ref());
-            report.error(name.span(), &key, message, "");
+            report.error(name.span(), &key, message, "name the peer, as in name = \"paris\"");
         } else if name.get_ref().chars().any(|letter| letter.is_control() || letter.is_whitespace()) {
             let message = format!("{:?} holds white space or control characters", name.get_ref());
             report.error(name.span(), &key, message, "names appear in tables and logs: use letters, digits, `-`, `.`");

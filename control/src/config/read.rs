@@ -70,7 +70,12 @@ impl<'t> Section<'t> {
                 .collect(),
             DeValue::String(_) => self.as_text(value, &path, report).into_iter().collect(),
             other => {
-                report.error(value.span(), &path, wrong_type(other, "a string or an array of strings"), "");
+                report.error(
+                    value.span(),
+                    &path,
+                    wrong_type(other, "a string or an array of strings"),
+                    "put it in quotes",
+                );
                 Vec::new()
             }
         }
@@ -88,7 +93,8 @@ impl<'t> Section<'t> {
         let (low, high) = (range.start(), range.end());
         let DeValue::Integer(integer) = value.get_ref() else {
             let expected = format!("a whole number of {what} in {low}..={high}");
-            report.error(value.span(), &self.path_of(key), wrong_type(value.get_ref(), &expected), "");
+            let hint = if value.get_ref().as_str().is_some() { "write it without quotes" } else { "" };
+            report.error(value.span(), &self.path_of(key), wrong_type(value.get_ref(), &expected), hint);
             return None;
         };
         match u32::from_str_radix(integer.as_str(), integer.radix()) {

@@ -3,6 +3,7 @@
 //! Each module draws its topology on top. Everything here needs root; see [`weft_lab`] for what happens without. The
 //! programs under test are those next to this binary: `cargo build` makes them.
 
+mod cli;
 mod craft;
 mod demo;
 mod drain;
@@ -20,6 +21,7 @@ mod peer_check;
 mod refusals;
 mod route_swap;
 mod run_follow;
+mod scale;
 mod support;
 mod tunnel_up;
 mod weft;
