@@ -7,6 +7,7 @@ pub mod causes;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub mod lease;
 pub mod link;
 pub mod rib;

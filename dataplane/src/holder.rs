@@ -1,9 +1,12 @@
 //! Who holds what we want: finds the process behind a TUN device or a UDP port in our network namespace through /proc. For
 //! error messages only; what it cannot see it calls "another process".
 
+use crate::limits::{RELEASE_PAUSE, RELEASE_TIMEOUT};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Instant;
 
 /// A process, as far as /proc shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +60,22 @@ pub fn of_udp_port(port: u16) -> Holder {
             .any(|target| sockets.iter().any(|socket| target.as_os_str() == socket.as_str()))
     })
     .unwrap_or(Holder::Unknown)
+}
+
+/// Tries again what failed because something is held by nobody that we can see, as `unexplained` tells of an error, for
+/// [`RELEASE_TIMEOUT`]: what a killed process had in an io_uring stays open until the kernel has taken the ring apart, which
+/// it does some milliseconds after the process is gone (`io_ring_exit_work`, io_uring/io_uring.c).
+pub fn once_released<T, E>(
+    mut attempt: impl FnMut() -> Result<T, E>,
+    unexplained: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
+    loop {
+        match attempt() {
+            Err(error) if unexplained(&error) && Instant::now() < deadline => thread::sleep(RELEASE_PAUSE),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// The first other process in our network namespace for which `holds` is true.

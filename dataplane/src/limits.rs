@@ -1,5 +1,7 @@
 //! A bound on everything, with its reason.
 
+use std::time::Duration;
+
 /// Peers a table may hold: ids index per-worker counter arrays.
 pub const PEERS_MAX: usize = 65_535;
 /// Routes a table may hold (design contract).
@@ -47,6 +49,10 @@ pub const ICMP_PER_SECOND: u32 = 1000;
 pub const ICMP_BURST: u32 = 50;
 /// How long a learnt path MTU is trusted before the kernel is asked again, milliseconds.
 pub const PATH_MTU_FRESH_MS: u64 = 1000;
+/// How long a port, or a TUN, that nobody visible holds may take to become free: what a killed process had in an io_uring.
+pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between two looks at it.
+pub const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 /// Socket buffers, bytes each way: several hundred GRO buffers; forced beyond rmem_max where permitted.
 pub const SOCKET_BUFFER_LEN: i32 = 8 << 20;
 

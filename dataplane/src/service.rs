@@ -184,7 +184,10 @@ fn open_tun(config: &Config, count: usize) -> Result<TunDevice, ServiceError> {
             Ok(tun::open_native(&config.tun, count, wanted)?)
         }
         Opener::Simple if config.workers.is_some_and(|workers| workers > 1) => Err(TunError::OneQueue.into()),
-        Opener::Simple => Ok(tun::open_simple(&config.tun)?),
+        Opener::Simple => {
+            let busy = |error: &TunError| matches!(error, TunError::Attach { error, .. } if error.raw_os_error() == Some(libc::EBUSY));
+            Ok(holder::once_released(|| tun::open_simple(&config.tun), busy)?)
+        }
     }
 }
 

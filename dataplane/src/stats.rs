@@ -33,7 +33,7 @@ counters! {
     tun_write_packets: "super-packets and packets written to TUN",
     tun_write_bytes: "inner bytes written to TUN (replies included)",
     icmp_sent: "ICMP errors written to TUN",
-    icmp_limited: "ICMP errors withheld by the rate limit",
+    icmp_limited: "ICMP errors withheld by the rate limit, or because every operation slot was in use",
     fragments_sent: "inner fragments made for a smaller path MTU",
     batch_resent: "UDP GSO batches sent again singly after the kernel refused them",
     write_resent: "coalesced TUN writes written again singly after the kernel refused them",

@@ -1,6 +1,7 @@
 //! The UDP side: open sockets, probe what they can do, ask the kernel for path MTUs. With `tun`, the only place that sets
 //! options. Opening is one step apart from using, so that sockets can be handed over.
 
+use crate::holder::{self, Holder};
 use crate::limits::SOCKET_BUFFER_LEN;
 use crate::sys::msg::{self, Name};
 use crate::sys::sockopt;
@@ -40,8 +41,8 @@ pub enum UnderlayError {
     InUse {
         /// Wanted address.
         addr: SocketAddr,
-        /// Process, by name and pid.
-        holder: String,
+        /// Who that is.
+        holder: Holder,
     },
     /// bind(2).
     #[error("cannot bind UDP {addr}: {error}{}", bind_help(.error))]
@@ -72,10 +73,13 @@ fn bind_help(error: &io::Error) -> &'static str {
 /// Opens `count` sockets on `addr`. Several share the port by SO_REUSEPORT; whether a stranger holds it is found out first
 /// by binding without, because with that option a second weftd would silently take half of the traffic.
 pub fn open(addr: SocketAddr, count: usize, wanted: UdpCaps) -> Result<Vec<UdpSocket>, UnderlayError> {
+    let probe = holder::once_released(
+        || open_one(addr, false, wanted),
+        |error| matches!(error, UnderlayError::InUse { holder: Holder::Unknown, .. }),
+    )?;
     if count == 1 {
-        return Ok(vec![open_one(addr, false, wanted)?]);
+        return Ok(vec![probe]);
     }
-    let probe = open_one(addr, false, wanted)?;
     // With port 0 the group must share what the kernel chose for the first.
     let addr = probe.local;
     drop(probe);
@@ -94,9 +98,7 @@ fn open_one(addr: SocketAddr, share: bool, wanted: UdpCaps) -> Result<UdpSocket,
         net::set_socket_reuseport(&fd, true).map_err(option("SO_REUSEPORT"))?;
     }
     bind(&fd, &addr).map_err(|error| match error {
-        rustix::io::Errno::ADDRINUSE => {
-            UnderlayError::InUse { addr, holder: crate::holder::of_udp_port(addr.port()).to_string() }
-        }
+        rustix::io::Errno::ADDRINUSE => UnderlayError::InUse { addr, holder: holder::of_udp_port(addr.port()) },
         error => UnderlayError::Bind { addr, error: error.into() },
     })?;
     adopt(fd, wanted)

@@ -122,11 +122,12 @@ impl<'a, E: Engine> Worker<'a, E> {
         let mut wait = Wait::No;
         while self.command.load(Relaxed) == Command::Run as u8 {
             self.engine.turn(&mut self.io, wait)?;
+            // After the turn, which may have slept: what it delivered arrived just now.
+            let now = monotonic();
+            self.now_ms = now.as_millis() as u64;
             let active = self.io.has_received();
             self.carry(fib);
             self.count_turn(wait);
-            let now = monotonic();
-            self.now_ms = now.as_millis() as u64;
             if active {
                 last_active = now;
             }
@@ -266,7 +267,7 @@ impl<'a, E: Engine> Worker<'a, E> {
         true
     }
 
-    /// UDP -> TUN: one receive. Gives back what is left of it when writes or sends ran out.
+    /// UDP -> TUN: one receive. Gives back what is left of it when writes ran out.
     fn decap(&mut self, fib: &Fib, rx: UdpRx) -> Option<UdpRx> {
         let stats = &self.view.stats;
         let datagrams = rx.data.len().div_ceil(rx.stride.max(1)).max(1) as u64;
@@ -303,10 +304,10 @@ impl<'a, E: Engine> Worker<'a, E> {
         None
     }
 
-    /// One datagram; false when writes or sends ran out and nothing was done.
+    /// One datagram; false when writes ran out and nothing was done.
     #[inline]
     fn decap_datagram(&mut self, fib: &Fib, owner: Option<OwnerId>, rx: &UdpRx, range: Range<usize>) -> bool {
-        if self.io.writes.free() == 0 || self.io.sends.free() == 0 {
+        if self.io.writes.free() == 0 {
             return false;
         }
         let stats = &self.view.stats;
@@ -391,8 +392,10 @@ impl<'a, E: Engine> Worker<'a, E> {
             Reply::Built(len) => {
                 let (name, name_len) = self.socket.name(fib.peer(id).addr);
                 let to = Destination { peer: id, name, name_len };
-                let slot = self.batcher.slot(&mut self.io, &self.view.stats, &to, len, len);
-                let slot = slot.expect("a send is free: the caller looked");
+                let Some(slot) = self.batcher.slot(&mut self.io, &self.view.stats, &to, len, len) else {
+                    counters.icmp_limited.add(1);
+                    return;
+                };
                 let op = &mut self.io.sends[slot];
                 op.header(len).copy_from_slice(&out[..len]);
                 op.end_datagram();

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod completions;
+pub mod demo;
 pub mod down;
 pub mod drain;
 pub mod exec;
@@ -112,6 +113,7 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  weft demo                     see it work: two hosts on this machine
   weft check tunnel.toml        is the file right? touches nothing
   weft up tunnel.toml           bring the tunnel up and return
   weft                          what is it doing? (the same as `weft status`)
@@ -136,6 +138,7 @@ enum Command {
     Monitor(monitor::Args),
     Log(log::Args),
     Drain(drain::Args),
+    Demo(demo::Args),
     Completions(completions::Args),
     Version(version::Args),
     #[command(name = crate::daemon::EXEC_COMMAND, hide = true)]
@@ -161,6 +164,7 @@ pub fn main() -> ExitCode {
         Command::Monitor(args) => monitor::run(args),
         Command::Log(args) => log::run(args),
         Command::Drain(args) => drain::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Version(args) => version::run(args),
         Command::Exec(args) => exec::run(args),

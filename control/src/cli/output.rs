@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(live_sockets(dir.path()).unwrap_err().exit, Exit::Unreachable);
         let live = UnixListener::bind(&a).unwrap();
         drop(UnixListener::bind(&b).unwrap());
-        assert_eq!(live_sockets(dir.path()).unwrap(), [a.clone()]);
+        assert_eq!(live_sockets(dir.path()).unwrap(), std::slice::from_ref(&a));
         let second = UnixListener::bind(&c).unwrap();
         assert_eq!(live_sockets(dir.path()).unwrap(), [a, c]);
         let run_dir = dir.path().to_path_buf();

@@ -281,3 +281,26 @@ fn small_tables_are_tiny() {
     let lpm = Lpm4::build(&ten);
     assert!(lpm.memory() <= 8192, "ten scattered routes take {} bytes", lpm.memory());
 }
+
+#[test]
+#[cfg(not(miri))]
+fn a_million_prefixes_take_at_most_64_mib() {
+    let mut state = 1_u128;
+    let mut random = move || {
+        state = state.wrapping_mul(0x2360_ed05_1fc6_5da4_4385_df64_9fcc_f645).wrapping_add(0x5851_f42d_4c95_7f2d);
+        state ^ state.rotate_right(64)
+    };
+    // Host routes at random places are the worst case: none shares a node's slots with another.
+    let hosts6: Vec<_> = (0..1_000_000).map(|i| (random(), 128, (i % 0xffff) as u16)).collect();
+    let hosts4: Vec<_> = hosts6.iter().map(|&(address, _, value)| (address as u32, 32, value)).collect();
+    for (shape, memory) in [
+        (
+            "IPv4 /24s",
+            Lpm4::build(&hosts4.iter().map(|&(address, _, value)| (address, 24, value)).collect::<Vec<_>>()).memory(),
+        ),
+        ("IPv4 hosts", Lpm4::build(&hosts4).memory()),
+        ("IPv6 hosts", Lpm6::build(&hosts6).memory()),
+    ] {
+        assert!(memory <= 64 << 20, "{shape} take {} MiB", memory >> 20);
+    }
+}

@@ -215,7 +215,11 @@ impl Engine for Epoll<'_> {
         self.send_queued(io);
         self.write_queued(io);
         let starved = self.receiving && !(self.tun_readable && self.udp_readable);
-        let asleep = wait == Wait::Sleep && !had_work && !(self.receiving && (self.tun_readable || self.udp_readable));
+        let tun_ready = self.receiving && self.tun_readable && !self.tun_free.is_empty();
+        let udp_ready = self.receiving && self.udp_readable && !self.udp_free.is_empty();
+        // With sends that the socket does not take there is nothing to do but wait until it does.
+        let blocked = !self.udp_writable && !io.sends.is_idle();
+        let asleep = (wait == Wait::Sleep || blocked) && !had_work && !tun_ready && !udp_ready;
         if asleep || starved || !self.udp_writable {
             self.syscalls += 1;
             let timeout = if asleep { None } else { Some(Duration::ZERO) };

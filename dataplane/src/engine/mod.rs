@@ -35,7 +35,8 @@ pub struct Descriptors<'a> {
 pub trait Engine {
     /// Executes everything queued in `io`, delivers what is ready to `io.tun_rx` and `io.udp_rx` in the order the kernel gave
     /// it, reports refused operations as failed, and frees the slots of finished ones. Sends go out in the order they were
-    /// queued, and so do writes. Sleeps only if asked to and if there was nothing to do.
+    /// queued, and so do writes. Sleeps only if there is nothing to do, and then only if asked to or if the kernel must take
+    /// or finish an operation before anything can go on.
     ///
     /// An error means that the queue pair is unusable (the TUN was deleted, the ring broke).
     fn turn(&mut self, io: &mut Io, wait: Wait) -> stdio::Result<()>;

@@ -105,6 +105,8 @@ pub fn probe() -> Result<(), String> {
         Some(libc::EINVAL) => "the kernel's io_uring is older than Linux 6.1".to_owned(),
         _ => format!("io_uring cannot be set up: {error}"),
     })?;
+    // A seccomp profile may know of one of the three system calls only; what follows makes the other two.
+    ring.submit().map_err(|e| format!("io_uring cannot be entered: {e}"))?;
     let mut supported = Probe::new();
     ring.submitter().register_probe(&mut supported).map_err(|e| format!("io_uring cannot be probed: {e}"))?;
     if !supported.is_supported(opcode::ReadMulti::CODE) {
@@ -336,7 +338,9 @@ impl Engine for Uring {
         self.give_frames(&mut io.pool);
         self.arm();
         let pushed = self.push_operations(io);
-        let sleep = wait == Wait::Sleep && pushed == 0;
+        // With operations that the kernel could not finish at once there is nothing to do but wait for one of them.
+        let blocked = self.sends_in_flight + self.writes_in_flight > 0;
+        let sleep = pushed == 0 && (wait == Wait::Sleep || blocked);
         self.enter(u32::from(sleep))?;
         self.reap(io)
     }

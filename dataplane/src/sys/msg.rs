@@ -22,8 +22,7 @@ pub union Name {
 
 impl std::fmt::Debug for Name {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // SAFETY: every constructor initialises all bytes of the union.
-        write!(f, "{:?}", parse_name(unsafe { &self.bytes }))
+        write!(f, "{:?}", self.addr())
     }
 }
 
@@ -57,6 +56,14 @@ impl Name {
             }
             SocketAddr::V6(a) => (Name { v6: v6(*a.ip(), a.port(), a.scope_id()) }, NAME_LEN as _),
         }
+    }
+}
+
+impl Name {
+    /// The address in Rust's form; `None` for an empty name.
+    pub fn addr(&self) -> Option<SocketAddr> {
+        // SAFETY: every constructor initialises all bytes of the union.
+        parse_name(unsafe { &self.bytes })
     }
 }
 

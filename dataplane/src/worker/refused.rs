@@ -38,13 +38,13 @@ impl<E: Engine> Worker<'_, E> {
     }
 
     fn refused_send(&mut self, fib: &Fib, slot: u16, error: &io::Error) {
-        let (peer, count, segment_len) = {
+        let (peer, count, segment_len, addr) = {
             let op = &self.io.sends[slot];
-            (op.peer, op.count(), op.segment_len)
+            (op.peer, op.count(), op.segment_len, op.name.addr())
         };
         self.uncount(slot);
-        // An id of an older table may be gone; what was meant for it has nowhere to go.
-        if fib.peers().all(|known| known.id != peer) {
+        // The batch may be of an older table, in which the id meant a peer that is gone: then it has nowhere to go.
+        if !fib.peers().any(|known| known.id == peer && Some(known.addr) == addr) {
             self.view.stats.encap_drops[DropReason::NoRoute.index()].add(count as u64);
             return;
         }

@@ -130,6 +130,6 @@ fn open(link_index: u32) -> Result<OwnedFd> {
     let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_LEN)?;
     set_socket_timeout(&socket, Timeout::Recv, Some(STOP_INTERVAL))?;
-    sys::bind_packet(socket.as_fd(), link_index)?;
+    sys::bind_packet(socket.as_fd(), link_index, libc::ETH_P_ALL as u16)?;
     Ok(socket)
 }

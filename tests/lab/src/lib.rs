@@ -2,8 +2,9 @@
 //!
 //! - [`Lab::start`] asks whether this machine can have one; [`Node`] is a host, an anonymous network namespace.
 //! - [`Link`] is a cable between two nodes, in [`Mode::Offload`] or [`Mode::Wire`]; [`topology`] has ready-made networks.
-//! - [`Process`] and [`Weftd`] run programs on a node; [`Capture`] sees the frames of a link.
+//! - [`Process`] and [`Weftd`] run programs on a node; [`Capture`] sees the frames of a link, [`Injector`] adds some.
 //! - [`ping`], [`tcp`] and [`udp`] make traffic whose every byte is checked on arrival.
+//! - [`measure`] measures throughput, packet rates, latency and CPU time, payload checked.
 //! - [`eventually`] waits for a condition; tests never wait for time.
 //!
 //! ```no_run
@@ -24,7 +25,9 @@
 mod binaries;
 mod capture;
 mod ethtool;
+mod inject;
 mod link;
+pub mod measure;
 mod node;
 mod ping;
 mod process;
@@ -42,6 +45,7 @@ use tempfile::TempDir;
 pub use binaries::{weft_binary, weftd_binary};
 pub use capture::{Capture, Frame};
 pub use ethtool::{features, set_features};
+pub use inject::{Injector, VNET_LEN};
 pub use link::{Link, LinkEnd, Mode};
 pub use node::Node;
 pub use ping::{Ping, PingOutcome, ping};

@@ -11,6 +11,10 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use rustix::thread::UnshareFlags;
 
+mod datagram_batch;
+
+pub use datagram_batch::DatagramBatch;
+
 /// Moves the calling thread into a new network namespace.
 pub fn unshare_network() -> io::Result<()> {
     // SAFETY: NEWNET gives this thread another view of the network; it does not touch its descriptor table.
@@ -113,11 +117,11 @@ fn ip_of(address: &libc::sockaddr_storage) -> io::Result<IpAddr> {
     }
 }
 
-/// Binds a packet socket to one link.
-pub fn bind_packet(socket: BorrowedFd<'_>, link_index: u32) -> io::Result<()> {
+/// Binds a packet socket to one link and one Ethernet protocol (`ETH_P_ALL`: all of them; 0: none).
+pub fn bind_packet(socket: BorrowedFd<'_>, link_index: u32, protocol: u16) -> io::Result<()> {
     let mut address = link_address();
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = link_index as i32;
     // SAFETY: the pointer and length are those of `address`, which outlives the call.
     let outcome = unsafe {

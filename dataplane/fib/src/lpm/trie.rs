@@ -49,7 +49,9 @@ pub(super) struct Trie<A> {
     base: A,
     /// log2 of the addresses per root slot.
     slot_shift: u32,
-    /// The answer for addresses behind the last block.
+    /// The last position that a block covers. Asked first, because comparing wide positions is cheaper than shifting them.
+    last: A,
+    /// The answer for positions behind `last`.
     outside: u16,
     /// The last one is of `outside`, so that a batch need not ask whether an address lies behind the others.
     blocks: Box<[Block]>,
@@ -68,6 +70,10 @@ impl<A: Address> Trie<A> {
         Trie {
             base: window.base,
             slot_shift: window.slot_shift,
+            // Without a block it is position zero, which falls into the block of `outside`.
+            last: A::from_index(window.block_count)
+                .shift_left(window.slot_shift + STRIDE)
+                .wrapping_sub(A::from_index(usize::from(window.block_count > 0))),
             outside: window.outside,
             blocks: blocks.into_boxed_slice(),
             nodes: builder.nodes.into_boxed_slice(),
@@ -78,22 +84,16 @@ impl<A: Address> Trie<A> {
     #[inline]
     pub(super) fn lookup(&self, address: A) -> Option<u16> {
         let position = address.wrapping_sub(self.base);
-        match self.blocks.get(position.shift_right(self.slot_shift + STRIDE).index()) {
-            None => answer(self.outside.into()),
-            Some(block) => answer(self.descend(position, self.entries[self.entry_of(block, position)])),
+        if position > self.last {
+            return answer(self.outside.into());
         }
+        let block = &self.blocks[position.low_bits(self.slot_shift + STRIDE) as usize];
+        answer(self.descend(position, self.entries[self.entry_of(block, position)]))
     }
 
     /// `values[i]` answers `addresses[i]`; the slices are equally long.
     pub(super) fn lookup_batch(&self, addresses: &[A], values: &mut [Option<u16>]) {
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for (addresses, values) in addresses.chunks(STAGE_LEN).zip(values.chunks_mut(STAGE_LEN)) {
-                    self.lookup_stage(addresses, values);
-                }
-            },
-        );
+        pulp::Arch::new().dispatch(Batch { trie: self, addresses, values });
     }
 
     /// Up to [`STAGE_LEN`] lookups, each load for all of them before the next. Without a branch that depends on the address
@@ -133,6 +133,25 @@ impl<A: Address> Trie<A> {
 
     pub(super) fn memory(&self) -> usize {
         size_of_val(&*self.blocks) + size_of_val(&*self.nodes) + size_of_val(&*self.entries)
+    }
+}
+
+/// One call of [`Trie::lookup_batch`]. A type and not a closure: a closure's `call_once` is not always inlined into the
+/// function that enables the CPU features, and then it is compiled without them.
+struct Batch<'a, A> {
+    trie: &'a Trie<A>,
+    addresses: &'a [A],
+    values: &'a mut [Option<u16>],
+}
+
+impl<A: Address> pulp::WithSimd for Batch<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _simd: S) {
+        for (addresses, values) in self.addresses.chunks(STAGE_LEN).zip(self.values.chunks_mut(STAGE_LEN)) {
+            self.trie.lookup_stage(addresses, values);
+        }
     }
 }
 

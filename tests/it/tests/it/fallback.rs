@@ -9,6 +9,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 use weft_lab::{Lab, Node, Ping, WeftdOptions, ping, tcp, udp};
 
@@ -55,6 +57,39 @@ fn the_epoll_engine_takes_over_where_io_uring_is_refused() -> Result<()> {
         tunnel.balanced().with_context(case)?;
     }
     Ok(())
+}
+
+/// Linux 6.14 and later take a ring's memory from RLIMIT_MEMLOCK, unless the process has CAP_IPC_LOCK.
+#[test]
+fn the_epoll_engine_takes_over_where_a_ring_gets_no_memory() -> Result<()> {
+    let limit = MemlockLimit::none();
+    let built = Tunnel::builder().build_prepared(|pair| {
+        let outcome = pair.a.on_holder(|| remove_capability_from_bounding_set(CapabilitySet::IPC_LOCK))?;
+        outcome.context("giving up CAP_IPC_LOCK")
+    });
+    drop(limit);
+    let Some(tunnel) = built? else { return Ok(()) };
+    explains_itself(&tunnel, "RLIMIT_MEMLOCK")?;
+    ping(&tunnel.a.node, &Ping::to(tunnel.b.overlay(Family::V4)))?.reply()?;
+    Ok(())
+}
+
+/// A soft limit of no locked memory, which children inherit; dropping it restores the one before. Daemons of other tests
+/// have CAP_IPC_LOCK and do not notice.
+struct MemlockLimit(Rlimit);
+
+impl MemlockLimit {
+    fn none() -> Self {
+        let before = getrlimit(Resource::Memlock);
+        setrlimit(Resource::Memlock, Rlimit { current: Some(0), ..before }).expect("a soft limit can be lowered");
+        Self(before)
+    }
+}
+
+impl Drop for MemlockLimit {
+    fn drop(&mut self) {
+        setrlimit(Resource::Memlock, self.0).expect("a soft limit can be raised up to the hard one");
+    }
 }
 
 fn explains_itself(tunnel: &Tunnel, reason: &str) -> Result<()> {

@@ -1,15 +1,24 @@
 //! weftd on real devices, in real namespaces: one binary, one module per behaviour.
 //!
-//! Each module draws its topology on top. Everything here needs root; see [`weft_lab`] for what happens without. The daemon
-//! under test is the one next to this binary (`cargo build -p weft-dataplane --bin weftd`).
+//! Each module draws its topology on top. Everything here needs root; see [`weft_lab`] for what happens without. The
+//! programs under test are those next to this binary: `cargo build` makes them.
 
 mod cli;
+mod craft;
+mod demo;
 mod drain;
+mod drops;
 mod fallback;
+mod flannel;
 mod forwarding;
+mod half;
+mod icmp;
 mod idle;
 mod lpm;
+mod mtu;
 mod offload;
+mod peer_check;
+mod refusals;
 mod route_swap;
 mod run_follow;
 mod scale;

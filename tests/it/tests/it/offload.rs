@@ -8,18 +8,22 @@
 //!   tun-tso, tun-uso  udp-gso                udp-gro   tun-tso, tun-uso
 //! ```
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use weft_lab::{Mode, tcp, udp};
+use weft_lab::{Mode, eventually, tcp, udp};
 use weft_proto::OffloadReport;
 
-use crate::support::{Family, Stats, Tunnel};
+use crate::support::{Family, Stats, TIMEOUT, Tunnel};
 
 /// Payload of each TCP direction, in bytes.
 const TRANSFER_LEN: u64 = 8 << 20;
 /// All that a native TUN and a socket of this kernel have.
 const ALL: OffloadReport = OffloadReport { tun_vnet: true, tun_tso: true, tun_uso: true, udp_gso: true, udp_gro: true };
+/// What is left of it with all switches off.
+const NONE: OffloadReport =
+    OffloadReport { tun_vnet: true, tun_tso: false, tun_uso: false, udp_gso: false, udp_gro: false };
 /// The flags that switch off what `ALL` has, but for the virtio-net header.
 const SWITCHES: [&str; 4] = ["--no-udp-gso", "--no-udp-gro", "--no-tun-tso", "--no-tun-uso"];
 
@@ -50,26 +54,52 @@ fn without_tun_uso_every_udp_segment_is_one_packet() -> Result<()> {
 
 #[test]
 fn without_any_offload_packets_cross_one_by_one() -> Result<()> {
-    moves_traffic(&SWITCHES, OffloadReport { tun_vnet: true, ..OffloadReport::default() })
+    moves_traffic(&SWITCHES, NONE)
 }
 
 #[test]
 fn without_any_offload_the_epoll_engine_carries_packets_one_by_one() -> Result<()> {
-    moves_traffic(
-        &[&SWITCHES[..], &["--engine", "epoll"]].concat(),
-        OffloadReport { tun_vnet: true, ..OffloadReport::default() },
-    )
+    moves_traffic(&[&SWITCHES[..], &["--engine", "epoll"]].concat(), NONE)
 }
 
 fn moves_traffic(flags: &[&str], expected: OffloadReport) -> Result<()> {
+    let flags = strings(flags);
+    let Some(tunnel) = Tunnel::builder().each(|options| options.flags.clone_from(&flags)).build()? else {
+        return Ok(());
+    };
     for mode in [Mode::Offload, Mode::Wire] {
-        let builder = Tunnel::builder()
-            .mode(mode)
-            .each(|options| options.flags = flags.iter().map(|flag| flag.to_string()).collect());
-        let Some(tunnel) = builder.build()? else { return Ok(()) };
+        tunnel.link.set_mode(mode)?;
         both_protocols(&tunnel, expected).with_context(|| format!("{mode:?} {flags:?}"))?;
     }
     Ok(())
+}
+
+fn strings(flags: &[&str]) -> Vec<String> {
+    flags.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_daemon_with_all_offloads_and_one_without_any_understand_each_other() -> Result<()> {
+    for mode in [Mode::Offload, Mode::Wire] {
+        let Some(tunnel) = Tunnel::builder().mode(mode).b(|options| options.flags = strings(&SWITCHES)).build()? else {
+            return Ok(());
+        };
+        let Tunnel { a, b, .. } = &tunnel;
+        for family in Family::BOTH {
+            tcp::transfer(&a.node, &b.node, b.overlay(family), TRANSFER_LEN)?;
+            for (from, to) in [(a, b), (b, a)] {
+                udp::stream(&from.node, &to.node, &segmented(to.overlay(family)))?.perfect()?;
+            }
+        }
+        assert_eq!(a.status()?.offloads, ALL);
+        assert_eq!(b.status()?.offloads, NONE);
+    }
+    Ok(())
+}
+
+/// Super-packets of 40 segments.
+fn segmented(to: IpAddr) -> udp::Stream {
+    udp::Stream { segments: 40, interval: Duration::from_millis(1), ..udp::Stream::new(to, 4000, 1200) }
 }
 
 fn both_protocols(tunnel: &Tunnel, expected: OffloadReport) -> Result<()> {
@@ -79,9 +109,7 @@ fn both_protocols(tunnel: &Tunnel, expected: OffloadReport) -> Result<()> {
         let batches = Batches::of(tunnel, || tcp::transfer(&a.node, &b.node, to, TRANSFER_LEN).map(drop))?;
         batches.check(expected, expected.tun_tso).with_context(|| format!("TCP over {family:?}: {batches:?}"))?;
 
-        let stream =
-            udp::Stream { segments: 40, interval: Duration::from_millis(1), ..udp::Stream::new(to, 4000, 1200) };
-        let batches = Batches::of(tunnel, || udp::stream(&a.node, &b.node, &stream)?.perfect().map(drop))?;
+        let batches = Batches::of(tunnel, || udp::stream(&a.node, &b.node, &segmented(to))?.perfect().map(drop))?;
         batches.check(expected, expected.tun_uso).with_context(|| format!("UDP over {family:?}: {batches:?}"))?;
     }
     for host in [a, b] {
@@ -95,7 +123,7 @@ fn both_protocols(tunnel: &Tunnel, expected: OffloadReport) -> Result<()> {
 }
 
 /// What both daemons did with the packets of some traffic: each step handles as many as it can at once.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Batches {
     tun_reads: u64,
     packets_sent: u64,
@@ -113,7 +141,13 @@ impl Batches {
         let sum = || Ok::<_, anyhow::Error>([Self::count(&tunnel.a.stats()?), Self::count(&tunnel.b.stats()?)]);
         let before = sum()?;
         traffic()?;
-        let after = sum()?;
+        // The last acknowledgements may be under way.
+        let mut after = sum()?;
+        eventually(TIMEOUT, || {
+            let last = std::mem::replace(&mut after, sum()?);
+            ensure!(after == last, "the counters still move");
+            Ok(())
+        })?;
         let total =
             |field: fn(&Self) -> u64| after.iter().map(field).sum::<u64>() - before.iter().map(field).sum::<u64>();
         Ok(Self {

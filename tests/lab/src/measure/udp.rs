@@ -1,0 +1,229 @@
+//! UDP datagrams per second.
+//!
+//! ```text
+//!   0        8        16                          payload_len
+//!   | number | mixed  | the same filler every time |
+//! ```
+
+use std::io;
+use std::net::{IpAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
+use std::io::IoSlice;
+
+use super::pattern::Pattern;
+use super::{Path, Stop, Throughput, Window, join};
+use crate::sys;
+
+/// Bytes before the filler: the number, and the number times [`MIX`].
+const HEADER_LEN: usize = 16;
+/// Any odd number makes the product differ for each number.
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Datagrams per `sendmmsg` and `recvmmsg`.
+const BATCH_LEN: usize = 64;
+/// Bytes that may wait for the receiver: a burst, not a reservoir.
+const RECEIVE_BUFFER_LEN: usize = 4 << 20;
+/// How long a receiver without datagrams sleeps before it looks whether the measurement is over.
+const LOOK: Duration = Duration::from_millis(50);
+/// Segments that one send may carry (`UDP_MAX_SEGMENTS`, include/linux/udp.h, Linux 4.18 had 64).
+const SEGMENT_COUNT_MAX: usize = 64;
+/// The longest UDP payload over IPv4 (RFC 768, RFC 791): 65535 - 20 - 8.
+const PAYLOAD_LEN_MAX: usize = 65_507;
+
+/// A sender that does not hold back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blast {
+    /// Payload bytes of each datagram, 16 at least.
+    pub payload_len: usize,
+    /// Datagrams per super-packet (`UDP_SEGMENT`), 64 at most. 1: single datagrams, 64 per system call.
+    pub segments: usize,
+}
+
+/// What came of a [`Blast`].
+#[derive(Debug, Clone, Copy)]
+pub struct Blasted {
+    /// Datagrams that the sender's kernel took within the window.
+    pub sent: u64,
+    /// Datagrams that arrived intact within it. Loss is the rule: nothing holds the sender back but the path itself.
+    pub received: u64,
+    /// Their payload.
+    pub throughput: Throughput,
+}
+
+impl Blasted {
+    /// Datagrams that arrived per second.
+    pub fn packets_per_second(&self) -> f64 {
+        self.received as f64 / self.throughput.elapsed.as_secs_f64()
+    }
+
+    /// The part that did not arrive, from 0 to 1. A backlog from before the window may arrive within it.
+    pub fn loss(&self) -> f64 {
+        1.0 - (self.received as f64 / self.sent.max(1) as f64).min(1.0)
+    }
+}
+
+/// Sends datagrams as fast as the sender's kernel takes them and counts what arrives.
+///
+/// # Errors
+/// If the blast is impossible, a socket fails, a datagram is wrong, nothing arrives, or [`super::Stopped`].
+pub fn udp_blast(path: &Path<'_>, window: Window, blast: Blast, stop: &Stop) -> Result<Blasted> {
+    let Blast { payload_len, segments } = blast;
+    ensure!(
+        payload_len >= HEADER_LEN
+            && (1..=SEGMENT_COUNT_MAX).contains(&segments)
+            && segments * payload_len <= PAYLOAD_LEN_MAX,
+        "{segments} segments of {payload_len} bytes in one send"
+    );
+    let receiver = path.to.run(|| UdpSocket::bind((path.address, 0)))?;
+    set_socket_recv_buffer_size_force(&receiver, RECEIVE_BUFFER_LEN)?;
+    receiver.set_read_timeout(Some(LOOK))?;
+    let address = receiver.local_addr()?;
+    let any: IpAddr = if path.address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let sender = path.from.run(|| UdpSocket::bind((any, 0)))?;
+    sender.connect(address)?;
+    sender.set_write_timeout(Some(LOOK))?;
+    let template = Template::new(payload_len);
+    let (sent, received, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let observed = thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive(&receiver, &template, &received, &over));
+        let sending = scope.spawn(|| match segments {
+            1 => send_singly(&sender, &template, &sent, &over),
+            _ => send_segmented(&sender, &template, segments, &sent, &over),
+        });
+        let observed = window.observe(stop, || [sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed)]);
+        over.store(true, Ordering::Relaxed);
+        join(receiving, "receiving").and(join(sending, "sending")).and(observed)
+    })
+    .with_context(|| format!("UDP datagrams from {} to {}", path.from.name(), path.address))?;
+    let [sent, received] = observed.counts;
+    Ok(Blasted { sent, received, throughput: observed.throughput(received * payload_len as u64)? })
+}
+
+/// What every datagram looks like.
+#[derive(Debug)]
+struct Template {
+    bytes: Vec<u8>,
+}
+
+impl Template {
+    fn new(payload_len: usize) -> Self {
+        Self { bytes: Pattern::new(payload_len).at(0, payload_len).to_vec() }
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// `count` datagrams, to be numbered by [`Template::number`].
+    fn batch(&self, count: usize) -> Vec<u8> {
+        self.bytes.repeat(count)
+    }
+
+    fn number(&self, batch: &mut [u8], first: u64) {
+        for (number, datagram) in (first..).zip(batch.chunks_exact_mut(self.len())) {
+            datagram[..8].copy_from_slice(&number.to_be_bytes());
+            datagram[8..HEADER_LEN].copy_from_slice(&number.wrapping_mul(MIX).to_be_bytes());
+        }
+    }
+
+    fn matches(&self, datagram: &[u8]) -> bool {
+        let Some((header, filler)) = datagram.split_at_checked(HEADER_LEN) else { return false };
+        let (number, mixed) = header.split_at(8);
+        let number = u64::from_be_bytes(number.try_into().expect("eight bytes"));
+        mixed == number.wrapping_mul(MIX).to_be_bytes() && filler == &self.bytes[HEADER_LEN..]
+    }
+}
+
+fn send_singly(socket: &UdpSocket, template: &Template, sent: &AtomicU64, over: &AtomicBool) -> Result<()> {
+    let mut batch = template.batch(BATCH_LEN);
+    let mut number = 0;
+    while !over.load(Ordering::Relaxed) {
+        template.number(&mut batch, number);
+        let slices: Vec<_> = batch.chunks_exact(template.len()).map(|datagram| [IoSlice::new(datagram)]).collect();
+        let mut controls: Vec<_> = (0..BATCH_LEN).map(|_| SendAncillaryBuffer::default()).collect();
+        let messages = slices.iter().zip(&mut controls).map(|(slice, control)| MMsgHdr::new(slice, control));
+        let mut messages: Vec<_> = messages.collect();
+        let count = taken(sendmmsg(socket, &mut messages, SendFlags::empty()).map_err(io::Error::from))? as u64;
+        number += count;
+        sent.fetch_add(count, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+fn send_segmented(
+    socket: &UdpSocket,
+    template: &Template,
+    segments: usize,
+    sent: &AtomicU64,
+    over: &AtomicBool,
+) -> Result<()> {
+    sys::set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, i32::try_from(template.len())?)
+        .context("UDP_SEGMENT")?;
+    let mut batch = template.batch(segments);
+    let mut number = 0;
+    while !over.load(Ordering::Relaxed) {
+        template.number(&mut batch, number);
+        let count = (taken(socket.send(&batch))? / template.len()) as u64;
+        number += count;
+        sent.fetch_add(count, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// What a send took; nothing, if the kernel has no room at the moment.
+fn taken(outcome: io::Result<usize>) -> Result<usize> {
+    match outcome {
+        Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => Ok(0),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+        other => Ok(other?),
+    }
+}
+
+fn receive(socket: &UdpSocket, template: &Template, received: &AtomicU64, over: &AtomicBool) -> Result<()> {
+    // One byte more than is due, so that a longer datagram shows.
+    let mut batch = sys::DatagramBatch::<BATCH_LEN>::new(template.len() + 1);
+    while !over.load(Ordering::Relaxed) {
+        match batch.receive(socket.as_fd()) {
+            Ok(()) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let mut count = 0;
+        for datagram in batch.datagrams() {
+            ensure!(
+                template.matches(datagram),
+                "WRONG PAYLOAD: a datagram of {} bytes is none of those that were sent",
+                datagram.len()
+            );
+            count += 1;
+        }
+        received.fetch_add(count, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_matches_only_as_it_was_numbered() {
+        let template = Template::new(64);
+        let mut batch = template.batch(3);
+        template.number(&mut batch, 1 << 40);
+        assert!(batch.chunks_exact(64).all(|datagram| template.matches(datagram)));
+        for index in [0, 7, 8, 15, 16, 63] {
+            let mut wrong = batch[..64].to_vec();
+            wrong[index] ^= 1;
+            assert!(!template.matches(&wrong), "byte {index}");
+        }
+        assert!(!template.matches(&batch[..63]) && !template.matches(&batch[..65]) && !template.matches(&[]));
+    }
+}
