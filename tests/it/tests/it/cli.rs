@@ -295,6 +295,9 @@ fn bare_weft_shows_the_status_of_every_tunnel_that_is_up() -> Result<()> {
         host.run(arguments)?.exits(2)?.says(&["choose one with --tunnel NAME: second, weft-a"])?;
     }
     host.ok(&["peers", "--tunnel", "weft-a"])?.prints(&["192.0.2.2:8285"])?;
+    let mut command = host.command(&["peers", "--tunnel", "weft-a"])?;
+    command.env("WEFT_SOCKET", host.socket("second"));
+    host.output(command)?.exits(0)?.prints(&["192.0.2.2:8285"])?;
     host.run(&["peers", "--tunnel", "third"])?.exits(3)?.says(&["third.sock"])?;
     Ok(())
 }
