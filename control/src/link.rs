@@ -87,6 +87,7 @@ impl LinkPlan {
         for prefix in &self.addresses {
             let address = Address::new(ifindex, *prefix);
             if !present.contains(&address) {
+                refuse_shadowed(netlink, ifindex, &link.name, *prefix)?;
                 netlink.replace_address(&address)?;
                 done.push(format!("address {prefix}"));
             }
@@ -140,6 +141,30 @@ impl LinkPlan {
     pub fn remove_safety(&self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
         self.safety.iter().try_for_each(|network| netlink.delete_route(&safety_route(*network)))
     }
+}
+
+/// Metric of the route that the kernel makes for the prefix of an address: 0 for IPv4 (net/ipv4/fib_frontend.c
+/// `fib_magic`), 256 for IPv6 (include/uapi/linux/ipv6_route.h `IP6_RT_PRIO_ADDRCONF`).
+fn prefix_metric(prefix: IpNet) -> u32 {
+    if prefix.addr().is_ipv4() { 0 } else { 256 }
+}
+
+/// Refuses an address whose prefix is routed elsewhere already: the kernel would add its own route behind that one without
+/// a word, and what is meant for the tunnel would leave in the open.
+fn refuse_shadowed(netlink: &mut Netlink, ifindex: u32, name: &str, prefix: IpNet) -> Result<(), NetlinkError> {
+    let network = prefix.trunc();
+    if network.prefix_len() == network.max_prefix_len() {
+        return Ok(());
+    }
+    let filter = RouteFilter { dst: Some(network), ..RouteFilter::default() };
+    let shadows = |route: &&Route| route.link != Some(ifindex) && route.metric <= prefix_metric(prefix);
+    let Some(route) = netlink.routes(&filter)?.iter().find(shadows).cloned() else { return Ok(()) };
+    let other = match route.link {
+        Some(index) => netlink.link(index)?.map_or_else(|| format!("link {index}"), |link| link.name),
+        None => "no link".to_owned(),
+    };
+    let difference = format!("it leads to {other} with metric {}, ahead of what {name} would get", route.metric);
+    Err(NetlinkError::Exists { what: format!("adding address {prefix} to {name}: route {network}"), difference })
 }
 
 fn safety_route(network: IpNet) -> Route {

@@ -45,6 +45,14 @@ pub enum TunnelError {
         /// weftd.
         pid: u32,
     },
+    /// It is up, and what weft knew of it is lost.
+    #[error("tunnel {name:?} is up (weftd is process {pid}), but its state file is gone")]
+    Stateless {
+        /// The tunnel.
+        name: String,
+        /// weftd.
+        pid: u32,
+    },
     /// It is up in a network namespace that this process is not in.
     #[error("tunnel {name:?} is up in another network namespace (weftd is process {pid})")]
     OtherNamespace {
@@ -95,18 +103,22 @@ impl TunnelError {
             TunnelError::AlreadyUp { name, .. } => {
                 format!("`weft down {name}` takes it down; `weft run` adopts it and follows its file")
             }
+            TunnelError::Stateless { name, .. } => format!("`weft down {name}` takes it down all the same"),
             TunnelError::OtherNamespace { name, pid } => {
                 format!("enter it first: nsenter --net=/proc/{pid}/ns/net weft down {name}")
             }
             TunnelError::Daemon(DaemonError::NotFound { .. }) => {
                 format!("install weftd beside weft, or name it in {}", daemon::WEFTD_VARIABLE)
             }
-            TunnelError::Daemon(DaemonError::Ended { log, .. }) if log.contains("is in use by") => {
+            TunnelError::Daemon(DaemonError::Ended { log, .. }) if log.contains("--bind") || log.contains("TUN `") => {
                 "in the tunnel file, weftd's --bind is `listen`, and --tun is `tun`".into()
             }
             TunnelError::Restored { why } => return why.hint(),
             TunnelError::State(StateError::Locked { .. }) => {
                 "a `weft run` holds its tunnel as long as it lives: stop it (SIGTERM takes the tunnel down)".into()
+            }
+            TunnelError::State(error @ StateError::File { .. }) if !error.is_permission_denied() => {
+                "sockets, logs and states go to /run/weft, or to another directory with --run-dir".into()
             }
             TunnelError::State(StateError::Content { path, .. }) => format!("remove {} and try again", path.display()),
             TunnelError::Netlink(NetlinkError::Exists { .. }) => {
@@ -429,7 +441,7 @@ impl Live {
 pub fn clear_remains(paths: &Paths) -> Result<bool, TunnelError> {
     let Some(state) = paths.read_state()? else {
         return match Client::connect(paths.socket(), ANSWER_TIMEOUT) {
-            Ok(client) => Err(TunnelError::AlreadyUp { name: paths.name().to_owned(), pid: client.hello().pid }),
+            Ok(client) => Err(TunnelError::Stateless { name: paths.name().to_owned(), pid: client.hello().pid }),
             Err(_) => Ok(false),
         };
     };

@@ -1,5 +1,6 @@
 //! The udp backend: brings weftd's table to the desired one, by a delta where one suffices.
 
+use crate::cli::output::count;
 use crate::client::{Client, ClientError};
 use crate::rib;
 use std::fmt;
@@ -94,10 +95,12 @@ impl fmt::Display for Push {
         let (what, Installed { generation, routes, peers, .. }) = match self {
             Push::Unchanged(installed) => ("unchanged".to_owned(), installed),
             Push::Delta { upserted, removed, installed } => {
-                (format!("{upserted} routes set, {removed} removed"), installed)
+                let upserted = count(*upserted as u32, "route");
+                (format!("{upserted} set, {removed} removed"), installed)
             }
             Push::Swap(installed) => ("replaced as a whole".to_owned(), installed),
         };
-        write!(out, "{what}; {routes} routes to {peers} peers in force, generation {generation}")
+        let (routes, peers) = (count(*routes, "route"), count(*peers, "peer"));
+        write!(out, "{what}; {routes} to {peers} in force, generation {generation}")
     }
 }

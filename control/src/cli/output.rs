@@ -20,8 +20,8 @@ pub struct SocketArgs {
     /// Control socket of weftd [default: the only *.sock in --run-dir]
     #[arg(long, env = "WEFT_SOCKET", value_name = "PATH", global = true)]
     pub socket: Option<PathBuf>,
-    /// Name of the tunnel, where several are up
-    #[arg(long, short, value_name = "NAME", global = true, conflicts_with = "socket")]
+    /// Name of the tunnel, where several are up; beats --socket
+    #[arg(long, short, value_name = "NAME", global = true)]
     pub tunnel: Option<String>,
     /// Directory of control sockets
     #[arg(long, env = "WEFT_RUN_DIR", value_name = "DIR", default_value = RUN_DIR, global = true)]
@@ -52,7 +52,7 @@ impl SocketArgs {
     /// The socket that is meant, or else every socket that somebody listens on, one at least.
     pub fn paths(&self) -> Result<Vec<PathBuf>, CliError> {
         match (&self.socket, &self.tunnel) {
-            // An explicit name beats the environment; clap refuses both on the command line.
+            // A name beats the socket, which may stem from the environment.
             (_, Some(name)) => Ok(vec![self.run_dir.join(format!("{name}.sock"))]),
             (Some(path), None) => Ok(vec![path.clone()]),
             (None, None) => live_sockets(&self.run_dir),

@@ -41,8 +41,8 @@ enum Verb {
         /// Inner destination prefix
         prefix: IpNet,
         /// The word "via"
-        #[arg(value_parser = ["via"], hide_possible_values = true)]
-        via: String,
+        #[arg(value_parser = via)]
+        via: Via,
         /// The peer's underlay address; the port defaults to weftd's own
         #[arg(value_name = "ADDR[:PORT]", value_parser = next_hop)]
         next_hop: NextHop,
@@ -166,6 +166,17 @@ fn people(peer: &PeerSpec) -> String {
     match &peer.name {
         Some(name) => format!("{} ({name})", peer.addr),
         None => peer.addr.to_string(),
+    }
+}
+
+/// The word before the next hop.
+#[derive(Clone, Copy, Debug)]
+struct Via;
+
+fn via(text: &str) -> Result<Via, String> {
+    match text {
+        "via" => Ok(Via),
+        _ => Err("write the word via before the next hop, as in: weft route add 10.5.2.0/24 via 192.0.2.7".to_owned()),
     }
 }
 

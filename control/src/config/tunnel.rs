@@ -24,7 +24,7 @@ pub struct Draft {
     /// Where `workers` stands, for a complaint about it.
     pub workers: Option<Spanned<u32>>,
     pub peers: Vec<DraftPeer>,
-    /// The file has a `peer` key, right or wrong.
+    /// The file names a peer, rightly or wrongly.
     pub has_peer: bool,
     /// What `name` is called when the file does not say.
     pub stem: String,
@@ -77,7 +77,7 @@ pub fn read(text: &str, stem: &str, report: &mut Report) -> Option<Draft> {
         dataplane: Dataplane::default(),
         workers: None,
         peers: Vec::new(),
-        has_peer: section.has("peer"),
+        has_peer: section.has("peer") && !section.is_empty_array("peer"),
         stem: stem.to_owned(),
     };
     if let Some(table) = section.section("dataplane", DATAPLANE_KEYS, report) {

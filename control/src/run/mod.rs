@@ -346,7 +346,7 @@ impl Controller {
                 loaded.tunnel
             }
             Err(error) => {
-                error!("{file} has changed and cannot be used; the tunnel stays as it is\n{error}");
+                error!("{file} cannot be used; the tunnel stays as it is\n{error}");
                 return;
             }
         };

@@ -237,6 +237,9 @@ fn each_exit_code_is_what_its_meaning_says() -> Result<()> {
     host.run(&["route", "replace", "missing.toml"])?.exits(2)?.says(&["missing.toml"])?;
     host.run(&["route", "replace", "t.toml"])?.exits(2)?.says(&["t.toml", "--help` shows the format"])?;
     host.run(&["route", "add", "10.60.0.0/16", "via", "0.0.0.0"])?.exits(2)?;
+    host.run(&["route", "add", "10.60.0.0/16", "192.0.2.2"])?
+        .exits(2)?
+        .says(&["write the word via before the next hop"])?;
     host.write("empty.toml", "")?;
     let stale = host.run(&["route", "replace", "empty.toml", "--expect", "99"])?.exits(1)?;
     stale.says(&["generation"])?;
@@ -292,6 +295,9 @@ fn bare_weft_shows_the_status_of_every_tunnel_that_is_up() -> Result<()> {
         host.run(arguments)?.exits(2)?.says(&["choose one with --tunnel NAME: second, weft-a"])?;
     }
     host.ok(&["peers", "--tunnel", "weft-a"])?.prints(&["192.0.2.2:8285"])?;
+    let mut command = host.command(&["peers", "--tunnel", "weft-a"])?;
+    command.env("WEFT_SOCKET", host.socket("second"));
+    host.output(command)?.exits(0)?.prints(&["192.0.2.2:8285"])?;
     host.run(&["peers", "--tunnel", "third"])?.exits(3)?.says(&["third.sock"])?;
     Ok(())
 }

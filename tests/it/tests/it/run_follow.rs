@@ -167,7 +167,7 @@ fn every_way_to_change_the_file_is_a_delta_that_loses_no_packet_of_others() -> R
         Ok(())
     })?;
     let log = &run.log()[start..];
-    ensure!(log.matches("routes set").count() == 3 && !log.contains("replaced as a whole"), "{log}");
+    ensure!(log.matches(" set, ").count() == 3 && !log.contains("replaced as a whole"), "{log}");
     Ok(())
 }
 
@@ -227,7 +227,7 @@ fn a_bad_edit_keeps_the_table_and_names_file_line_and_column() -> Result<()> {
         let same = mesh.leads("10.99.0.3", Some(3))?;
         ensure!(same == before, "generation {before}, then {same}");
         fs::write(&path, file(1, "10.99.0.3/32 10.60.1.0/24"))?;
-        said(&run, start, "1 routes set")?;
+        said(&run, start, "1 route set")?;
         Ok(())
     })?;
     let after = mesh.leads("10.60.1.1", Some(3))?;

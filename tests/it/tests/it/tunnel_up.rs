@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use weft_control::link::SAFETY_METRIC;
 use weft_lab::topology::Pair;
 use weft_lab::{Capture, Lab, Link, Ping, PingOutcome, eventually, ping, tcp, weft_binary};
-use weft_netlink::{RouteFilter, RouteKind};
+use weft_netlink::{Route, RouteFilter, RouteKind};
 
 use crate::support::net;
 use crate::weft::{TIMEOUT, Weft};
@@ -112,7 +112,7 @@ fn a_tunnel_over_ipv6_carries_both_families() -> Result<()> {
     for network in ["10.99.0.0/24", "fd99::/64"] {
         let filter = RouteFilter { dst: Some(net(network)), ..RouteFilter::default() };
         let routes = netlink.routes(&filter)?;
-        let is_safety = |route: &weft_netlink::Route| {
+        let is_safety = |route: &Route| {
             route.kind == RouteKind::Unreachable
                 && route.metric == SAFETY_METRIC
                 && route.link.is_none_or(|link| link == 1)
@@ -237,6 +237,10 @@ fn down_without_the_state_file_still_leaves_nothing() -> Result<()> {
     let before = hosts.a.traces()?;
     hosts.up()?;
     fs::remove_file(hosts.a.run_dir().join("weft-a.json"))?;
+    for verb in [&["up"][..], &["run", "--config"]] {
+        let said = hosts.a.run(&[verb, &["tunnel.toml"]].concat())?.exits(1)?;
+        said.says(&["but its state file is gone", "hint: `weft down weft-a` takes it down all the same"])?;
+    }
     hosts.a.ok(&["down", "weft-a"])?.prints(&["weft-a: down; weftd drained"])?;
     hosts.a.is_as(&before)
 }
@@ -306,6 +310,18 @@ fn an_up_that_fails_leaves_everything_as_it_was_and_says_why() -> Result<()> {
     let said = host.run(&["up", "taken.toml"])?.exits(1)?;
     said.says(&["10.60.0.0/16", "hint: another route or address is in the way"])?;
     host.is_as(&before)?;
+
+    // The kernel adds the route of an address behind one that is there already, without a word.
+    host.node.route("10.99.0.0/24", "u0")?;
+    let before = host.traces()?;
+    let said = host.run(&["up", "good.toml"])?.exits(1)?;
+    said.says(&[
+        "route 10.99.0.0/24: it exists and differs: it leads to u0",
+        "hint: another route or address is in the way",
+    ])?;
+    host.is_as(&before)?;
+    host.node.netlink()?.delete_route(&Route::via_link(net("10.99.0.0/24"), host.node.link("u0")?.index))?;
+    let before = host.traces()?;
 
     let mut command = host.command(&["up", "good.toml"])?;
     command.env("WEFTD", "/nonexistent/weftd");
