@@ -14,6 +14,7 @@ use crate::sys::dev;
 use crate::tun::{self, Opener, TunCaps, TunDevice, TunError, Wanted};
 use crate::underlay::{self, UdpCaps, UdpSocket, UnderlayError};
 use crate::worker::{Settings, Worker};
+use crossbeam::channel::{Receiver, Sender, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -69,7 +70,7 @@ struct QueuePair {
 
 /// Runs until drained. Ready to be told routes, and forwarding, once the control socket answers.
 pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), ServiceError> {
-    let (engine, engine_note) = choose_engine(config.engine)?;
+    let (wanted_engine, note) = choose_engine(config.engine)?;
     let count = config.worker_count();
     let device = open_tun(config, count)?;
     let wanted = UdpCaps { gso: !config.no_udp_gso, gro: !config.no_udp_gro };
@@ -84,20 +85,6 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
     let mtu = dev::mtu(&device.name).map_err(resource("read the TUN's MTU"))? as u16;
     accept_own_address(&device.name);
 
-    let facts = Facts {
-        tun_name: device.name.clone(),
-        tun_ifindex: device.index,
-        bind: sockets[0].local,
-        engine: engine.name(),
-        engine_note,
-        engine_fallback: config.engine == EngineChoice::Auto && engine == EngineKind::Epoll,
-        opener: config.opener.name(),
-        mtu,
-        peer_check: config.peer_check,
-        spin_us: config.spin_us,
-    };
-    log_start(&facts, count, device.caps, sockets[0].caps);
-
     let fib = FibCell::new(Fib::empty());
     let command = Arc::new(AtomicU8::new(Command::Run as u8));
     let settings = Settings {
@@ -107,6 +94,10 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
         spin: Duration::from_micros(config.spin_us.into()),
     };
     let (reporter, ends) = watch().map_err(resource("make an eventfd"))?;
+    let bind = sockets[0].local;
+    let udp_caps = sockets[0].caps;
+    let (report, reports) = bounded(count);
+    let mut decisions = Vec::with_capacity(count);
     let mut workers = Vec::with_capacity(count);
     let mut wakes = Vec::with_capacity(count);
     for (index, (tun, udp)) in device.queues.into_iter().zip(sockets).enumerate() {
@@ -124,11 +115,34 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
             receive_len_max: usize::from(mtu) + RECEIVE_SLACK,
         };
         let guard = reporter.guard(index as u16);
+        let (decision, decided) = bounded(1);
+        decisions.push(decision);
+        let meeting = Meeting { report: report.clone(), decided };
         thread::Builder::new()
             .name(format!("weft-worker-{index}"))
-            .spawn(move || thread.run(engine, guard))
+            .spawn(move || thread.run(wanted_engine, &meeting, guard))
             .map_err(resource("start a worker thread"))?;
     }
+    drop(report);
+    let (engine, note) = settle_engine(config.engine, wanted_engine, note, reports.iter().take(count))?;
+    for decision in decisions {
+        // A worker that is gone has told its guard why; serving ends with that.
+        let _ = decision.send(engine);
+    }
+    let facts = Facts {
+        tun_name: device.name.clone(),
+        tun_ifindex: device.index,
+        bind,
+        engine: engine.name(),
+        engine_note: note,
+        engine_fallback: config.engine == EngineChoice::Auto && engine == EngineKind::Epoll,
+        opener: config.opener.name(),
+        mtu,
+        peer_check: config.peer_check,
+        spin_us: config.spin_us,
+    };
+    log_start(&facts, count, device.caps, udp_caps);
+
     let wake = move || {
         for wake in &wakes {
             // A full eventfd counter (EAGAIN) wakes as well.
@@ -167,6 +181,24 @@ fn choose_engine(choice: EngineChoice) -> Result<(EngineKind, Option<String>), S
         Ok(()) => Ok((EngineKind::Uring, None)),
         Err(reason) if choice == EngineChoice::Uring => Err(ServiceError::Engine(reason)),
         Err(reason) => {
+            warn!("the epoll engine takes over: {reason}");
+            Ok((EngineKind::Epoll, Some(reason)))
+        }
+    }
+}
+
+/// The engine for all workers once each has tried to make its ring: the probe's small ring may fit a memory limit that
+/// theirs exceed.
+fn settle_engine(
+    choice: EngineChoice,
+    wanted: EngineKind,
+    note: Option<String>,
+    reports: impl Iterator<Item = Result<(), String>>,
+) -> Result<(EngineKind, Option<String>), ServiceError> {
+    match reports.filter_map(Result::err).next() {
+        None => Ok((wanted, note)),
+        Some(reason) if choice == EngineChoice::Uring => Err(ServiceError::Engine(reason)),
+        Some(reason) => {
             warn!("the epoll engine takes over: {reason}");
             Ok((EngineKind::Epoll, Some(reason)))
         }
@@ -235,8 +267,16 @@ struct WorkerThread {
     receive_len_max: usize,
 }
 
+/// How workers and the main thread agree on an engine.
+struct Meeting {
+    /// Whether this worker could make what the wanted engine needs.
+    report: Sender<Result<(), String>>,
+    /// What all workers run; closed when weftd gives up.
+    decided: Receiver<EngineKind>,
+}
+
 impl WorkerThread {
-    fn run(self, engine: EngineKind, guard: WorkerGuard) {
+    fn run(self, wanted: EngineKind, meeting: &Meeting, guard: WorkerGuard) {
         let gro = self.pair.udp.caps.gro;
         let descriptors = Descriptors {
             tun: self.pair.tun.as_fd(),
@@ -245,9 +285,18 @@ impl WorkerThread {
             // A GRO buffer is up to 64 KiB; a single datagram is not much longer than the MTU.
             receive_len_max: if gro { FRAME_LEN } else { self.receive_len_max },
         };
-        let result = match engine {
-            EngineKind::Uring => Uring::new(descriptors).and_then(|engine| self.forward(engine)),
-            EngineKind::Epoll => Epoll::new(descriptors).and_then(|engine| self.forward(engine)),
+        let ring = match wanted {
+            EngineKind::Uring => Uring::new(descriptors).map(Some),
+            EngineKind::Epoll => Ok(None),
+        };
+        let _ = meeting.report.send(ring.as_ref().map(drop).map_err(uring::explain));
+        let Ok(engine) = meeting.decided.recv() else { return guard.ended(Ok(())) };
+        let result = match (engine, ring) {
+            (EngineKind::Uring, Ok(Some(ring))) => self.forward(ring),
+            (_, ring) => {
+                drop(ring);
+                Epoll::new(descriptors).and_then(|engine| self.forward(engine))
+            }
         };
         guard.ended(result.map_err(|error| self.explain(&error)));
     }

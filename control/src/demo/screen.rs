@@ -116,7 +116,9 @@ fn describe(host: &HostReport) -> String {
     let on: Vec<&str> = status.offloads.each().into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
     let workers = if status.workers == 1 { "1 worker".into() } else { format!("{} workers", status.workers) };
     let offloads = if on.is_empty() { "none".into() } else { on.join(" ") };
-    format!("engine {}, {workers}, MTU {}; offloads: {offloads}", status.engine, status.mtu)
+    // Why it is not the default engine belongs in the same breath as its name.
+    let note = status.engine_note.as_deref().map(|note| format!(" ({note})")).unwrap_or_default();
+    format!("engine {}{note}, {workers}, MTU {}; offloads: {offloads}", status.engine, status.mtu)
 }
 
 fn table(report: &Report, mode: CableMode) -> Table {

@@ -94,9 +94,9 @@ fn build_ring() -> io::Result<IoUring> {
         .build(SQ_LEN)
 }
 
-/// Whether this process may and can use the engine; the error says why not and what would help.
-pub fn probe() -> Result<(), String> {
-    let ring = build_ring().map_err(|error| match error.raw_os_error() {
+/// Why a ring could not be made, and what would help.
+pub fn explain(error: &io::Error) -> String {
+    match error.raw_os_error() {
         Some(libc::EPERM) => {
             "io_uring is not permitted (sysctl kernel.io_uring_disabled or a seccomp profile)".to_owned()
         }
@@ -104,7 +104,12 @@ pub fn probe() -> Result<(), String> {
         Some(libc::ENOMEM) => "io_uring does not get its memory (raise RLIMIT_MEMLOCK)".to_owned(),
         Some(libc::EINVAL) => "the kernel's io_uring is older than Linux 6.1".to_owned(),
         _ => format!("io_uring cannot be set up: {error}"),
-    })?;
+    }
+}
+
+/// Whether this process may and can use the engine; the error says why not and what would help.
+pub fn probe() -> Result<(), String> {
+    let ring = build_ring().map_err(|error| explain(&error))?;
     // A seccomp profile may know of one of the three system calls only; what follows makes the other two.
     ring.submit().map_err(|e| format!("io_uring cannot be entered: {e}"))?;
     let mut supported = Probe::new();

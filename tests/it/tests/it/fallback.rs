@@ -62,26 +62,29 @@ fn the_epoll_engine_takes_over_where_io_uring_is_refused() -> Result<()> {
 /// Linux 6.14 and later take a ring's memory from RLIMIT_MEMLOCK, unless the process has CAP_IPC_LOCK.
 #[test]
 fn the_epoll_engine_takes_over_where_a_ring_gets_no_memory() -> Result<()> {
-    let limit = MemlockLimit::none();
-    let built = Tunnel::builder().build_prepared(|pair| {
-        let outcome = pair.a.on_holder(|| remove_capability_from_bounding_set(CapabilitySet::IPC_LOCK))?;
-        outcome.context("giving up CAP_IPC_LOCK")
-    });
-    drop(limit);
-    let Some(tunnel) = built? else { return Ok(()) };
-    explains_itself(&tunnel, "RLIMIT_MEMLOCK")?;
-    ping(&tunnel.a.node, &Ping::to(tunnel.b.overlay(Family::V4)))?.reply()?;
+    // None at all, which the first ring meets, and enough for the one that probes but not for the workers' own.
+    for bytes in [0, 64 << 10] {
+        let limit = MemlockLimit::of(bytes);
+        let built = Tunnel::builder().build_prepared(|pair| {
+            let outcome = pair.a.on_holder(|| remove_capability_from_bounding_set(CapabilitySet::IPC_LOCK))?;
+            outcome.context("giving up CAP_IPC_LOCK")
+        });
+        drop(limit);
+        let Some(tunnel) = built? else { return Ok(()) };
+        explains_itself(&tunnel, "RLIMIT_MEMLOCK").with_context(|| format!("{bytes} bytes"))?;
+        ping(&tunnel.a.node, &Ping::to(tunnel.b.overlay(Family::V4)))?.reply()?;
+    }
     Ok(())
 }
 
-/// A soft limit of no locked memory, which children inherit; dropping it restores the one before. Daemons of other tests
+/// A soft limit of locked memory, which children inherit; dropping it restores the one before. Daemons of other tests
 /// have CAP_IPC_LOCK and do not notice.
 struct MemlockLimit(Rlimit);
 
 impl MemlockLimit {
-    fn none() -> Self {
+    fn of(bytes: u64) -> Self {
         let before = getrlimit(Resource::Memlock);
-        setrlimit(Resource::Memlock, Rlimit { current: Some(0), ..before }).expect("a soft limit can be lowered");
+        setrlimit(Resource::Memlock, Rlimit { current: Some(bytes), ..before }).expect("a soft limit can be lowered");
         Self(before)
     }
 }

@@ -125,7 +125,7 @@ fn tcp_survives_a_smaller_mtu_at_its_own_link() -> Result<()> {
 
 /// Runs a transfer during which the MTU goes down; it has to complete with the right hash.
 fn survives(a: &Host, b: &Host, inner: Family, set_mtu: &(dyn Fn(u32) -> Result<()> + Sync)) -> Result<()> {
-    const BYTES: u64 = 64 << 20;
+    const BYTES: u64 = 256 << 20;
     const BEFORE: u64 = 1 << 20;
     let sent = a.stats()?.sent().bytes;
     std::thread::scope(|scope| {
