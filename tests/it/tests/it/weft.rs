@@ -134,7 +134,7 @@ impl Weft {
         Ok(self.state(name)?.weftd.pid)
     }
 
-    /// Kills a tunnel's weftd outright and waits until it is gone, its device with it.
+    /// Kills a tunnel's weftd outright and waits until it is gone, and its device too unless a successor has it.
     pub fn kill_weftd(&self, name: &str) -> Result<u32> {
         let state = self.state(name)?;
         kill(state.weftd.pid)?;
@@ -142,8 +142,11 @@ impl Weft {
         let mut netlink = self.node.netlink()?;
         eventually(TIMEOUT, || {
             ensure!(state.weftd.handle().is_none(), "weftd is alive");
-            // A successor may have made a device of the same name by now, under another index.
-            ensure!(netlink.link(tun.ifindex)?.is_none_or(|link| link.name != tun.name), "the device is there");
+            // A successor may have made a device of the same name by now, under another index, or have attached to this one
+            // while the kernel was still taking it apart.
+            let succeeded = self.weftd_pid(name).is_ok_and(|pid| pid != state.weftd.pid);
+            let gone = netlink.link(tun.ifindex)?.is_none_or(|link| link.name != tun.name);
+            ensure!(gone || succeeded, "the device is there");
             Ok(())
         })?;
         Ok(state.weftd.pid)
