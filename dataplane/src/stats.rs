@@ -40,7 +40,7 @@ counters! {
     peer_check_logged: "packets that the strict peer check would have dropped (mode log)",
     rx_overflow: "receives that found no free frame (the kernel queued or dropped)",
     turns: "engine turns",
-    sleeps: "turns that slept",
+    sleeps: "turns that were free to sleep",
     syscalls: "system calls made by the packet path",
 }
 
