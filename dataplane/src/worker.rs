@@ -177,7 +177,13 @@ impl<'a, E: Engine> Worker<'a, E> {
         let fib = fib.pin();
         self.path_mtus.follow(&fib);
         self.deal_with_refused(&fib);
-        if self.finish_partial() {
+        if self.partial.is_some() {
+            self.finish_partial();
+            // It was planned with the table of an earlier turn, in which a peer's id may have meant another address: nothing
+            // newer may join its batches.
+            self.batcher.flush(&mut self.io, &self.view.stats);
+        }
+        if self.partial.is_none() {
             while self.io.sends.free() > 0
                 && let Some(rx) = self.io.tun_rx.pop_front()
             {
@@ -244,16 +250,16 @@ impl<'a, E: Engine> Worker<'a, E> {
         self.io.pool.release(rx.frame);
     }
 
-    /// Puts segments of a super-packet into batches until it is done (true) or the sends ran out.
-    fn finish_partial(&mut self) -> bool {
-        let Some(mut partial) = self.partial.take() else { return true };
+    /// Puts segments of a super-packet into batches until it is done or the sends ran out.
+    fn finish_partial(&mut self) {
+        let Some(mut partial) = self.partial.take() else { return };
         let header_len = partial.split.header_len();
         let count = partial.split.count();
         while partial.next < count {
             let len = partial.split.len_of(partial.next);
             let Some(slot) = self.batcher.slot(&mut self.io, &self.view.stats, &partial.to, len, header_len) else {
                 self.partial = Some(partial);
-                return false;
+                return;
             };
             let op = &mut self.io.sends[slot];
             let packet = self.io.pool.bytes(partial.rx.frame, partial.packet.clone());
@@ -264,7 +270,6 @@ impl<'a, E: Engine> Worker<'a, E> {
             partial.next += 1;
         }
         self.io.pool.release(partial.rx.frame);
-        true
     }
 
     /// UDP -> TUN: one receive. Gives back what is left of it when writes ran out.
