@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod demo;
+pub mod flannel;
 pub mod lease;
 pub mod link;
 pub mod rib;
