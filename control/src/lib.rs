@@ -2,6 +2,7 @@
 //! never sees a packet.
 #![forbid(unsafe_code)]
 
+pub mod agenda;
 pub mod backend;
 pub mod causes;
 pub mod cli;

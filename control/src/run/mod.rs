@@ -13,11 +13,10 @@
 //! Events only make tasks due; the tasks do the work, in one order. So a burst of events costs one task, and a change that
 //! fails is tried again by the same code.
 
-mod agenda;
 mod obtain;
 
-use self::agenda::{Agenda, Task};
 use self::obtain::obtain;
+use crate::agenda::Agenda;
 use crate::backend::udp_tunnel::Push;
 use crate::causes;
 use crate::config::{self, LoadError, Tunnel};
@@ -65,6 +64,19 @@ const FILE: Token = Token(1);
 const NETLINK: Token = Token(2);
 const WEFTD: Token = Token(3);
 const RESOLVER: Token = Token(4);
+
+/// What may fall due; done in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Task {
+    /// Read the file, and go over to what it wants if it has changed.
+    ReadFile,
+    /// Start weftd in the place of a dead one.
+    RestartWeftd,
+    /// Ask the resolver for every name.
+    Resolve,
+    /// Look at table, device and routes, and mend them.
+    Reconcile,
+}
 
 /// What `weft run` was asked to do.
 #[derive(Clone, Debug)]
@@ -124,7 +136,7 @@ struct Controller {
     /// What the latest failed attempt to apply said, so that it is said once.
     failure: Option<String>,
 
-    agenda: Agenda,
+    agenda: Agenda<Task>,
     last_reconcile: Instant,
     restart_pause: Duration,
     weftd_started: Instant,

@@ -1,26 +1,19 @@
-//! What `weft run` has to do, and when.
+//! What a long-running command has to do, and when. Tasks that are due are done in their order.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// What may fall due; done in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Task {
-    /// Read the file, and go over to what it wants if it has changed.
-    ReadFile,
-    /// Start weftd in the place of a dead one.
-    RestartWeftd,
-    /// Ask the resolver for every name.
-    Resolve,
-    /// Look at table, device and routes, and mend them.
-    Reconcile,
+/// When each task falls due.
+#[derive(Debug)]
+pub struct Agenda<Task>(BTreeMap<Task, Instant>);
+
+impl<Task: Copy + Ord> Default for Agenda<Task> {
+    fn default() -> Self {
+        Agenda(BTreeMap::new())
+    }
 }
 
-/// When each task falls due.
-#[derive(Debug, Default)]
-pub struct Agenda(BTreeMap<Task, Instant>);
-
-impl Agenda {
+impl<Task: Copy + Ord> Agenda<Task> {
     /// Makes `task` due at `at`, unless it is due earlier.
     pub fn add(&mut self, task: Task, at: Instant) {
         let due = self.0.entry(task).or_insert(at);
@@ -49,6 +42,14 @@ impl Agenda {
 mod tests {
     use super::*;
 
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    enum Task {
+        ReadFile,
+        RestartWeftd,
+        Resolve,
+        Reconcile,
+    }
+
     #[test]
     fn a_task_falls_due_at_its_earliest_time_and_once() {
         let now = Instant::now();
@@ -64,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_read_before_anything_else_that_is_due() {
+    fn what_is_due_is_done_in_the_order_of_the_tasks() {
         let now = Instant::now();
         let mut agenda = Agenda::default();
         for task in [Task::Reconcile, Task::RestartWeftd, Task::ReadFile] {
