@@ -1,5 +1,6 @@
 //! What a backend owes the daemon, and what it is told.
 
+use crate::daemon::ProcessHandle;
 use crate::flannel::{FlannelLease, LeaseAttrs, Subnets};
 use crate::netlink::{Event, NetlinkError};
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -80,4 +81,9 @@ pub trait Backend {
     /// The underlay changed under us: another address or MTU. Takes effect with the next `reconcile`; gives the attributes
     /// to publish anew.
     fn follow(&mut self, external: &ExternalInterface) -> Result<LeaseAttrs, BackendError>;
+
+    /// A process that the backend depends on and has not given before: when it ends, `reconcile` starts another.
+    fn process(&mut self) -> Option<ProcessHandle> {
+        None
+    }
 }
