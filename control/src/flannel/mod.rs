@@ -9,9 +9,16 @@
 //! them true: what is so already it leaves alone, what is ours and not wanted it removes. So a missed event, a deleted
 //! device and a restart are one case.
 
+pub mod allocate;
 mod backend;
 pub mod flags;
+mod json;
 mod lease;
+pub mod netconf;
+pub mod record;
+pub mod subnet_env;
 
 pub use backend::{Backend, BackendError, ExternalInterface, OwnLease, Reconciled};
 pub use lease::{FlannelLease, LeaseAttrs, LeaseEvent, Subnets};
+pub use netconf::{BackendConf, NetConf};
+pub use subnet_env::SubnetEnv;
