@@ -13,6 +13,7 @@ pub mod flannel;
 pub mod lease;
 pub mod link;
 pub mod rib;
+pub mod rules;
 pub mod run;
 pub mod source;
 pub mod state;
