@@ -12,7 +12,7 @@ demo: ## Install what is missing, build, and show two hosts talking through weft
 	@scripts/demo $(ARGS)
 
 test: ## Install what is missing and run everything that CI runs (without root all but the lab tests)
-	@scripts/prerequisites
+	@scripts/prerequisites tests
 	@scripts/test
 
 build: ## Build weft and weftd into target/release

@@ -268,6 +268,11 @@ impl Process {
 }
 
 impl ProcessHandle {
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// The descriptor, readable once the process has ended.
     pub fn fd(&self) -> &OwnedFd {
         &self.fd

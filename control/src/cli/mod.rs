@@ -6,6 +6,7 @@ pub mod demo;
 pub mod down;
 pub mod drain;
 pub mod exec;
+pub mod flanneld;
 pub mod log;
 pub mod logging;
 pub mod monitor;
@@ -121,6 +122,7 @@ Examples:
   weft route get 10.99.2.7      which peer does this address lead to?
   weft down tunnel.toml         take it down, leaving nothing behind
   weft run --config FILE        stay, follow the file and DNS, restart what dies
+  weft flanneld --ip-masq       join a flannel cluster in place of flanneld
 
 Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 weftd not reachable, 4 not permitted, 5 degraded.";
 
@@ -130,6 +132,7 @@ enum Command {
     Up(up::Args),
     Down(down::Args),
     Run(run::Args),
+    Flanneld(flanneld::Args),
     Check(check::Args),
     Status(status::Args),
     Peers(peers::Args),
@@ -147,15 +150,21 @@ enum Command {
 
 /// Parses arguments, runs one command, prints an error with its remedy, and gives the exit code.
 pub fn main() -> ExitCode {
+    if let Some(arguments) = flanneld::arguments() {
+        return ended(flanneld::run_with(arguments));
+    }
     let cli = Cli::parse();
     // Bare `weft` is `weft status`, as bare `wg` is `wg show`.
     let status = || Cli::parse_from(["weft", "status"]).command.expect("it names a command");
     let command = cli.command.unwrap_or_else(status);
-    logging::start(cli.verbose, matches!(command, Command::Run(_)));
+    if !matches!(command, Command::Flanneld(_)) {
+        logging::start(cli.verbose, matches!(command, Command::Run(_)));
+    }
     let result = match command {
         Command::Up(args) => up::run(args),
         Command::Down(args) => down::run(args),
         Command::Run(args) => run::run(args),
+        Command::Flanneld(args) => flanneld::run(args),
         Command::Check(args) => check::run(args),
         Command::Status(args) => status::run(args),
         Command::Peers(args) => peers::run(args),
@@ -169,6 +178,11 @@ pub fn main() -> ExitCode {
         Command::Version(args) => version::run(args),
         Command::Exec(args) => exec::run(args),
     };
+    ended(result)
+}
+
+/// The exit code of a command; an error is printed.
+fn ended(result: Result<Exit, CliError>) -> ExitCode {
     let exit = result.unwrap_or_else(|error| {
         eprintln!("{}", error.render());
         error.exit

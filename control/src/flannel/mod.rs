@@ -11,6 +11,7 @@
 
 pub mod allocate;
 mod backend;
+pub mod daemon;
 pub mod flags;
 mod json;
 mod lease;

@@ -10,7 +10,7 @@ mod table;
 mod tests;
 
 pub use parse::FlagError;
-pub use table::{FLAGS, Flag, Kind, Scope};
+pub use table::{FLAGS, Flag, Kind, PREFIX, Scope};
 
 use parse::{Asked, Values, boolean, integer};
 use std::fmt;
