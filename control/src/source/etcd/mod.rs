@@ -24,93 +24,186 @@
 //! # Ok(()) }
 //! ```
 
+mod acquire;
+mod error;
+mod gateway;
+mod keeper;
 mod options;
+mod peers;
+mod shared;
+mod tls;
+mod watcher;
+mod wire;
 
+pub use error::EtcdError;
 pub use options::EtcdOptions;
 
 use crate::flannel::{FlannelLease, LeaseAttrs, LeaseEvent, NetConf, OwnLease, Subnets};
-use std::sync::mpsc::Receiver;
+use acquire::OwnRecord;
+use gateway::Gateway;
+use keeper::{Keeper, Order};
+use peers::Peers;
+use shared::Shared;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+use watcher::Watcher;
+
+/// Pause before the network config is read again.
+const CONFIG_RETRY: Duration = Duration::from_secs(1);
+/// Pause between two questions whether to go on waiting.
+const QUESTION: Duration = Duration::from_millis(50);
 
 /// A connection to etcd.
 #[derive(Debug)]
-pub struct Registry;
-
-/// Why etcd, or this node, could not do what was asked. The text names the endpoint and says what to do.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct EtcdError(String);
+pub struct Registry {
+    gateway: Gateway,
+    options: EtcdOptions,
+}
 
 /// Our lease, just had.
 #[derive(Debug)]
-pub struct Acquired;
+pub struct Acquired {
+    own: OwnLease,
+    record: OwnRecord,
+    lease: FlannelLease,
+}
 
 impl Acquired {
     /// The cluster's networks and our subnets, for [`crate::flannel::Backend::start`].
     pub fn own(&self) -> &OwnLease {
-        unimplemented!("comes with the next commit")
+        &self.own
     }
 
     /// The record as it stands in etcd.
     pub fn lease(&self) -> &FlannelLease {
-        unimplemented!("comes with the next commit")
+        &self.lease
     }
 }
 
 impl Registry {
     /// Checks the options and reads the files that they name. Does not talk to etcd yet.
-    pub fn connect(_options: &EtcdOptions) -> Result<Registry, EtcdError> {
-        unimplemented!("comes with the next commit")
+    pub fn connect(options: &EtcdOptions) -> Result<Registry, EtcdError> {
+        if options.ca_file.is_some() && options.cert_file.is_none() && options.key_file.is_none() {
+            info!("--etcd-cafile is used without a certificate of our own (stock flannel would ignore it)");
+        }
+        Ok(Registry { gateway: Gateway::new(options)?, options: options.clone() })
     }
 
     /// Reads the network config, once.
     pub fn fetch_config(&mut self) -> Result<NetConf, EtcdError> {
-        unimplemented!("comes with the next commit")
+        let key = format!("{}/config", self.options.prefix.trim_end_matches('/'));
+        let (_, kv) = self.gateway.get(&key)?;
+        let Some(kv) = kv else {
+            return Err(EtcdError::Config(format!(
+                "etcd has no network config at {key}; write one, for example: etcdctl put {key} \
+                 '{{\"Network\": \"10.5.0.0/16\"}}'"
+            )));
+        };
+        let text = std::str::from_utf8(&kv.value)
+            .map_err(|_| EtcdError::Config(format!("the network config at {key} is not UTF-8")))?;
+        NetConf::parse(text).map_err(|error| EtcdError::Config(format!("{error} (at {key} in etcd)")))
     }
 
     /// Reads the network config, again each second until there is one in order; each new reason why not is logged. `None`
     /// once `interrupted` says true, which is asked every 50 ms between two tries.
-    pub fn wait_for_config(&mut self, _interrupted: &dyn Fn() -> bool) -> Option<NetConf> {
-        unimplemented!("comes with the next commit")
+    pub fn wait_for_config(&mut self, interrupted: &dyn Fn() -> bool) -> Option<NetConf> {
+        let mut trouble = None;
+        while !interrupted() {
+            match self.fetch_config() {
+                Ok(conf) => return Some(conf),
+                Err(error) => {
+                    let text = error.to_string();
+                    if trouble.as_ref() != Some(&text) {
+                        warn!("waiting for the network config: {text}");
+                        trouble = Some(text);
+                    }
+                }
+            }
+            let until = Instant::now() + CONFIG_RETRY;
+            while Instant::now() < until && !interrupted() {
+                thread::sleep(QUESTION);
+            }
+        }
+        None
     }
 
     /// Gets our lease: the one with our public IP, else that of the `previous` subnets, else a free one. Tries again by
     /// itself after a lost race; an error is etcd's, or that no subnet is left.
-    pub fn acquire(
-        &mut self,
-        _conf: &NetConf,
-        _attrs: &LeaseAttrs,
-        _previous: &Subnets,
-    ) -> Result<Acquired, EtcdError> {
-        unimplemented!("comes with the next commit")
+    pub fn acquire(&mut self, conf: &NetConf, attrs: &LeaseAttrs, previous: &Subnets) -> Result<Acquired, EtcdError> {
+        let record = acquire::acquire(&self.gateway, &self.options, conf, attrs, previous)?;
+        let own = OwnLease { network: conf.network(), network_v6: conf.network_v6(), subnets: record.subnets };
+        let lease = record.told();
+        Ok(Acquired { own, record, lease })
     }
 
     /// Keeps our lease, and tells about everybody's, beginning with a `Snapshot`. `wake` is called after each event was
     /// sent, from other threads.
-    pub fn watch(
-        self,
-        _conf: &NetConf,
-        _acquired: Acquired,
-        _wake: impl Fn() + Send + Sync + Clone + 'static,
-    ) -> Watch {
-        unimplemented!("comes with the next commit")
+    pub fn watch(self, conf: &NetConf, acquired: Acquired, wake: impl Fn() + Send + Sync + Clone + 'static) -> Watch {
+        let Registry { gateway, options } = self;
+        let record = acquired.record;
+        let directory = acquire::directory(&options);
+        let peers = Peers::new(directory, conf, record.subnets, record.attrs.clone(), options.lease_ttl);
+        let (events_in, events) = mpsc::channel();
+        let (orders, orders_out) = mpsc::channel();
+        let (stop, stopped) = mpsc::channel();
+        let shared = Shared::new(peers, events_in, wake);
+        let watcher = Watcher::new(gateway.clone(), &options, &record.key, shared.clone(), orders.clone(), stopped);
+        let keeper = Keeper::new(gateway.clone(), options, shared.clone(), record);
+        let threads = vec![thread::spawn(move || watcher.run()), thread::spawn(move || keeper.run(&orders_out))];
+        Watch { events, orders, stop: Some(stop), shared, gateway, threads }
     }
 }
 
-/// The running registry. Dropping it ends its threads and leaves the lease in etcd, as flannel does.
-#[derive(Debug)]
-pub struct Watch;
+/// The running registry. Dropping it has its threads end and leaves the lease in etcd, as flannel does.
+pub struct Watch {
+    events: Receiver<LeaseEvent>,
+    orders: Sender<Order>,
+    stop: Option<Sender<()>>,
+    shared: Shared,
+    gateway: Gateway,
+    threads: Vec<JoinHandle<()>>,
+}
 
 impl Watch {
     /// Where events arrive.
     pub fn events(&self) -> &Receiver<LeaseEvent> {
-        unimplemented!("comes with the next commit")
+        &self.events
     }
 
     /// Has changed attributes written to our record, as soon as etcd can be reached. Returns at once.
-    pub fn publish(&self, _attrs: LeaseAttrs) {
-        unimplemented!("comes with the next commit")
+    pub fn publish(&self, attrs: LeaseAttrs) {
+        // There is no keeper, and nothing to publish, once the lease is lost.
+        let _ = self.orders.send(Order::Publish(attrs));
     }
 
-    /// Ends the threads, interrupting whatever they wait for.
-    pub fn stop(self) {}
+    /// Ends the threads, interrupting whatever they wait for, and waits until they are gone. A connection that is being
+    /// made cannot be interrupted; that takes no longer than [`EtcdOptions::timeout`].
+    pub fn stop(mut self) {
+        self.interrupt();
+        for thread in self.threads.drain(..) {
+            // A panic of that thread was shown when it happened.
+            let _ = thread.join();
+        }
+    }
+
+    fn interrupt(&mut self) {
+        self.stop = None;
+        self.shared.stop();
+        self.gateway.shut_down();
+        let _ = self.orders.send(Order::Stop);
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.interrupt();
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("gateway", &self.gateway).finish_non_exhaustive()
+    }
 }
