@@ -21,9 +21,10 @@ use self::rules::TrafficRules;
 use self::signals::Signals;
 use crate::backend::host_gw::HostGw;
 use crate::backend::udp::{Udp, UdpOptions, tunnel_name};
-use crate::backend::vxlan::{PreviousMacs, VxlanBackend};
+use crate::backend::vxlan::{PreviousMacs, VxlanBackend, VxlanConfig};
 use crate::causes;
 use crate::flannel::external::{self, ExternalError, Families, InterfaceOptions};
+use crate::flannel::netconf::VxlanConf;
 use crate::flannel::flags::{EtcdFlags, Flags, PREFIX};
 use crate::flannel::{Backend, BackendConf, BackendError, ExternalInterface, LeaseAttrs, NetConf, OwnLease, SubnetEnv};
 use crate::netlink::{Netlink, NetlinkError};
@@ -197,12 +198,18 @@ fn make_backend(
             Box::new(Udp::new(options, external.clone(), signals.flag()))
         }
         BackendConf::Vxlan(vxlan) => Box::new(
-            VxlanBackend::new(vxlan.into(), families(conf), external.clone(), PreviousMacs::default())
+            VxlanBackend::new(vxlan_config(vxlan), families(conf), external.clone(), PreviousMacs::default())
                 .map_err(failed)?,
         ),
         BackendConf::HostGw => Box::new(HostGw::new(families(conf), external.clone()).map_err(failed)?),
         BackendConf::Extension(_) => return Err(DaemonError::NoSuchBackend("extension".into())),
     })
+}
+
+fn vxlan_config(conf: &VxlanConf) -> VxlanConfig {
+    let VxlanConf { vni, port, mtu, gbp, learning, direct_routing } = *conf;
+    let port = port.unwrap_or(VxlanConfig::default().port);
+    VxlanConfig { vni, port, mtu, gbp, learning, direct_routing }
 }
 
 fn etcd_options(flags: &EtcdFlags, renew_margin: Duration) -> EtcdOptions {
