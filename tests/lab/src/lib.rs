@@ -3,6 +3,7 @@
 //! - [`Lab::start`] asks whether this machine can have one; [`Node`] is a host, an anonymous network namespace.
 //! - [`Link`] is a cable between two nodes, in [`Mode::Offload`] or [`Mode::Wire`]; [`topology`] has ready-made networks.
 //! - [`Process`] and [`Weftd`] run programs on a node; [`Capture`] sees the frames of a link, [`Injector`] adds some.
+//! - [`Etcd`] is a real etcd, with everything that can befall one.
 //! - [`ping`], [`tcp`] and [`udp`] make traffic whose every byte is checked on arrival.
 //! - [`measure`] measures throughput, packet rates, latency and CPU time, payload checked.
 //! - [`eventually`] waits for a condition; tests never wait for time.
@@ -24,6 +25,7 @@
 
 mod binaries;
 mod capture;
+mod etcd;
 mod ethtool;
 mod inject;
 mod link;
@@ -44,6 +46,7 @@ use tempfile::TempDir;
 
 pub use binaries::{weft_binary, weftd_binary};
 pub use capture::{Capture, Frame};
+pub use etcd::{Etcd, EtcdRecord, EtcdTls};
 pub use ethtool::{features, set_features};
 pub use inject::{Injector, VNET_LEN};
 pub use link::{Link, LinkEnd, Mode};

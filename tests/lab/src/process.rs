@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Node, eventually};
+use crate::{Node, eventually, sys};
 
 /// How long a program has to end on SIGTERM before SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
@@ -23,8 +23,8 @@ pub struct Process {
     child: Child,
     log: File,
     quiet: bool,
-    /// Last, because the program dies with the thread that holds the node.
-    node: Node,
+    /// Last, because the program dies with the thread that holds the node. `None`: this process's own network.
+    node: Option<Node>,
 }
 
 impl Process {
@@ -36,7 +36,19 @@ impl Process {
     }
 
     pub(crate) fn new(node: Node, name: String, child: Child, log: File) -> Self {
-        Self { name, child, log, quiet: false, node }
+        Self { name, child, log, quiet: false, node: Some(node) }
+    }
+
+    /// Starts a program in the network of this process. It dies with the calling thread.
+    ///
+    /// # Errors
+    /// If the program cannot be started.
+    pub fn here(mut command: Command) -> Result<Self> {
+        let name = format!("{command:?}");
+        let log = Self::redirect(&mut command)?;
+        sys::die_with_parent_thread(&mut command);
+        let child = command.spawn().with_context(|| format!("starting {name}"))?;
+        Ok(Self { name, child, log, quiet: false, node: None })
     }
 
     /// Keeps its output to itself when it is dropped, unless by a panic.
@@ -49,9 +61,9 @@ impl Process {
         self.child.id()
     }
 
-    /// Where it runs.
-    pub fn node(&self) -> &Node {
-        &self.node
+    /// Where it runs; `None`: in the network of this process.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
     }
 
     /// What it has written so far to its standard output and error.
