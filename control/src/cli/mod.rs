@@ -6,6 +6,7 @@ pub mod demo;
 pub mod down;
 pub mod drain;
 pub mod exec;
+pub mod hook;
 pub mod log;
 pub mod logging;
 pub mod monitor;
@@ -139,6 +140,7 @@ enum Command {
     Demo(demo::Args),
     Log(log::Args),
     Drain(drain::Args),
+    Hook(hook::Args),
     Completions(completions::Args),
     Version(version::Args),
     #[command(name = crate::daemon::EXEC_COMMAND, hide = true)]
@@ -151,7 +153,9 @@ pub fn main() -> ExitCode {
     // Bare `weft` is `weft status`, as bare `wg` is `wg show`.
     let status = || Cli::parse_from(["weft", "status"]).command.expect("it names a command");
     let command = cli.command.unwrap_or_else(status);
-    logging::start(cli.verbose, matches!(command, Command::Run(_)));
+    if !matches!(&command, Command::Hook(args) if args.is_silent()) {
+        logging::start(cli.verbose, matches!(command, Command::Run(_)));
+    }
     let result = match command {
         Command::Up(args) => up::run(args),
         Command::Down(args) => down::run(args),
@@ -165,6 +169,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Log(args) => log::run(args),
         Command::Drain(args) => drain::run(args),
+        Command::Hook(args) => hook::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Version(args) => version::run(args),
         Command::Exec(args) => exec::run(args),

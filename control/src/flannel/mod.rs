@@ -10,6 +10,7 @@
 //! device and a restart are one case.
 
 mod backend;
+pub mod hook;
 mod lease;
 
 pub use backend::{Backend, BackendError, ExternalInterface, OwnLease, Reconciled};
