@@ -20,6 +20,7 @@ mod offload;
 mod peer_check;
 mod refusals;
 mod route_swap;
+mod rules;
 mod run_follow;
 mod scale;
 mod support;
