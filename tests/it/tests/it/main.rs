@@ -12,6 +12,7 @@ mod fallback;
 mod flannel;
 mod forwarding;
 mod half;
+mod hook;
 mod icmp;
 mod idle;
 mod lpm;

@@ -7,6 +7,8 @@
 
 mod tool;
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, ensure};
 use weft_control::rules::{Overlay, Wanted};
 use weft_lab::topology::Pod;
@@ -14,6 +16,8 @@ use weft_lab::{Capture, Lab, Link, Node, Ping, PingOutcome, ping};
 
 use tool::{Tool, wanted};
 
+/// Looks at rules that are as they should be.
+const LOOKS: u32 = 20;
 /// Rules of somebody else, which nobody may touch.
 const FOREIGN_IPTABLES: &str = "
 for t in iptables ip6tables; do
@@ -41,10 +45,12 @@ fn rules_are_made_once_as_flannel_writes_them_and_then_left_alone() -> Result<()
         // Handles tell rules that were written again from those that were there.
         let handles = "nft -a list ruleset";
         let before = tool.sh(&lab, &node, handles)?;
-        for _ in 0..3 {
+        let began = Instant::now();
+        for _ in 0..LOOKS {
             let changes = node.run(|| rules.apply(&wanted()))?;
             ensure!(changes.is_empty(), "{tool:?}: {changes:?}");
         }
+        println!("{tool:?}: a look at both families takes {:?}", began.elapsed() / LOOKS);
         // And another process that starts finds nothing to do either.
         let (mut another, notes) = tool.start(&lab, &node)?;
         ensure!(notes.is_empty(), "{tool:?}: {notes:?}");
