@@ -5,6 +5,7 @@
 //! | `NAME.json` | [`State`] | weft, atomically, before each step that leaves something behind |
 //! | `NAME.sock` | weftd's control socket | weftd |
 //! | `NAME.log` | weftd's standard error | weftd |
+//! | `NAME.peers` | what flanneld's hooks told ([`crate::flannel::hook`]) | weft, atomically |
 //! | `NAME.lock` | who is at work on the tunnel | weft, under flock(2) |
 
 use crate::daemon::Process;
@@ -108,6 +109,11 @@ impl Paths {
         self.file("log")
     }
 
+    /// What flanneld's hooks have told.
+    pub fn peers(&self) -> PathBuf {
+        self.file("peers")
+    }
+
     fn state(&self) -> PathBuf {
         self.file("json")
     }
@@ -154,7 +160,9 @@ impl Paths {
 
     /// Removes every file of the tunnel but the lock.
     pub fn clear(&self) -> Result<(), StateError> {
-        [self.socket(), self.log(), self.file("json.new"), self.state()].into_iter().try_for_each(remove_file)
+        let hooks = [self.peers(), self.file("peers.new")];
+        let files = [self.socket(), self.log(), self.file("json.new"), self.state()];
+        hooks.into_iter().chain(files).try_for_each(remove_file)
     }
 
     /// Removes every file of the tunnel, the lock last, and the directory if nothing else is in it.

@@ -7,6 +7,7 @@ pub mod down;
 pub mod drain;
 pub mod exec;
 pub mod flanneld;
+pub mod hook;
 pub mod log;
 pub mod logging;
 pub mod monitor;
@@ -142,6 +143,7 @@ enum Command {
     Demo(demo::Args),
     Log(log::Args),
     Drain(drain::Args),
+    Hook(hook::Args),
     Completions(completions::Args),
     Version(version::Args),
     #[command(name = crate::daemon::EXEC_COMMAND, hide = true)]
@@ -157,7 +159,12 @@ pub fn main() -> ExitCode {
     // Bare `weft` is `weft status`, as bare `wg` is `wg show`.
     let status = || Cli::parse_from(["weft", "status"]).command.expect("it names a command");
     let command = cli.command.unwrap_or_else(status);
-    if !matches!(command, Command::Flanneld(_)) {
+    let logs_otherwise = match &command {
+        Command::Flanneld(_) => true,
+        Command::Hook(args) => args.is_silent(),
+        _ => false,
+    };
+    if !logs_otherwise {
         logging::start(cli.verbose, matches!(command, Command::Run(_)));
     }
     let result = match command {
@@ -174,6 +181,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Log(args) => log::run(args),
         Command::Drain(args) => drain::run(args),
+        Command::Hook(args) => hook::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Version(args) => version::run(args),
         Command::Exec(args) => exec::run(args),

@@ -14,6 +14,7 @@ mod backend;
 pub mod daemon;
 pub mod flags;
 mod json;
+pub mod hook;
 mod lease;
 pub mod netconf;
 pub mod record;

@@ -403,7 +403,7 @@ pub fn take_down(paths: &Paths, state: Option<&State>) -> Result<TakenDown, Tunn
 
 /// Waits, for a while, until the device of a weftd that has ended is gone. The kernel takes an io_uring apart after the end
 /// of its process, and until then the ring holds device and UDP port.
-fn wait_device_gone(netlink: &mut Netlink, tun: &Tun) -> Result<(), NetlinkError> {
+pub(crate) fn wait_device_gone(netlink: &mut Netlink, tun: &Tun) -> Result<(), NetlinkError> {
     let deadline = Instant::now() + DEVICE_GONE_TIMEOUT;
     while netlink.link(tun.ifindex)?.is_some_and(|link| link.name == tun.name) {
         if Instant::now() >= deadline {
