@@ -13,6 +13,7 @@ mod error;
 mod keeper;
 
 pub use error::TunnelError;
+pub(crate) use keeper::wait_device_gone;
 pub use keeper::{Keeper, Start, TakenDown, clear_remains, take_down};
 
 use crate::backend::udp_tunnel::Push;

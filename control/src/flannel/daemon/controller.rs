@@ -60,6 +60,8 @@ const LEASES: Token = Token(3);
 enum Task {
     /// Choose the underlay anew, and follow it if it changed.
     Underlay,
+    /// Let go of peers that have left.
+    Forget,
     /// Make all peers true.
     Reconcile,
     /// Look at the rules, and write the subnet file if that failed before.
@@ -203,6 +205,7 @@ impl Controller {
             {
                 match task {
                     Task::Underlay => self.follow_underlay(),
+                    Task::Forget => self.forget(),
                     Task::Reconcile => self.reconcile()?,
                     Task::Rules => self.keep_rules(),
                 }
@@ -222,11 +225,14 @@ impl Controller {
             match event {
                 LeaseEvent::OwnLost { why } => return Err(DaemonError::LeaseLost(why)),
                 LeaseEvent::OwnRenewed(_) => info!("our lease was renewed"),
-                event => news |= self.peers.learn(event),
+                event => news |= self.peers.learn(event, Instant::now()),
             }
         }
         if news {
             self.agenda.add(Task::Reconcile, Instant::now().max(self.hold));
+        }
+        if let Some(until) = self.peers.next() {
+            self.agenda.add(Task::Forget, until);
         }
         Ok(())
     }
@@ -267,6 +273,16 @@ impl Controller {
     }
 
     // Tasks.
+
+    fn forget(&mut self) {
+        let now = Instant::now();
+        if self.peers.forget(now) {
+            self.agenda.add(Task::Reconcile, now.max(self.hold));
+        }
+        if let Some(until) = self.peers.next() {
+            self.agenda.add(Task::Forget, until);
+        }
+    }
 
     /// Makes all peers true; says what changed, and a failure once.
     fn reconcile(&mut self) -> Result<(), DaemonError> {

@@ -1,44 +1,84 @@
 //! Everybody's leases, as far as the registry has told.
+//!
+//! A lease that is gone from the registry is not gone from the network: a registry that was wiped gets its records back within
+//! seconds, each from its own node, and a deleted record is written again by a daemon that lives. So a peer that has left is
+//! kept for a while, unless somebody else claims its prefix. Packets for one that is really gone are lost either way.
 
+use crate::flannel::allocate::overlaps;
 use crate::flannel::{FlannelLease, LeaseEvent, Subnets};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// How long a peer is kept whose record was deleted.
+const DELETED_GRACE: Duration = Duration::from_secs(2);
+/// How long a peer is kept that a list of everybody does not show. A list is made when events were missed, as after the
+/// registry lost its data, which other nodes find out within half a minute.
+const MISSING_GRACE: Duration = Duration::from_secs(60);
 
 /// The peers. Nothing is known before the first snapshot, which is something else than that there are none: a backend that
 /// found peers in place when it took over must not lose them meanwhile.
 #[derive(Debug, Default)]
-pub struct Peers(Option<BTreeMap<Subnets, FlannelLease>>);
+pub struct Peers {
+    known: Option<BTreeMap<Subnets, FlannelLease>>,
+    /// Those that have left, and until when they are kept.
+    leaving: BTreeMap<Subnets, (FlannelLease, Instant)>,
+}
 
 impl Peers {
     /// Takes in an event about peers; true if something changed for the backend. A renewal changes nothing.
-    pub fn learn(&mut self, event: LeaseEvent) -> bool {
+    pub fn learn(&mut self, event: LeaseEvent, now: Instant) -> bool {
+        let before = self.all();
         match event {
             LeaseEvent::Snapshot(leases) => {
-                let news: BTreeMap<Subnets, FlannelLease> =
-                    leases.into_iter().map(|lease| (lease.subnets, lease)).collect();
-                let differs = self.0.as_ref().is_none_or(|known| !is_same(known, &news));
-                self.0 = Some(news);
-                differs
+                let news = leases.into_iter().map(|lease| (lease.subnets, lease)).collect();
+                let missing = self.known.replace(news).unwrap_or_default();
+                self.leaving.extend(missing.into_iter().map(|(of, lease)| (of, (lease, now + MISSING_GRACE))));
             }
             LeaseEvent::Added(lease) => {
-                let Some(known) = &mut self.0 else { return false };
-                let attrs = lease.attrs.clone();
-                known.insert(lease.subnets, lease).is_none_or(|before| before.attrs != attrs)
+                if let Some(known) = &mut self.known {
+                    known.insert(lease.subnets, lease);
+                }
             }
-            LeaseEvent::Removed(subnets) => self.0.as_mut().is_some_and(|known| known.remove(&subnets).is_some()),
-            LeaseEvent::OwnRenewed(_) | LeaseEvent::OwnLost { .. } => false,
+            LeaseEvent::Removed(subnets) => {
+                if let Some(lease) = self.known.as_mut().and_then(|known| known.remove(&subnets)) {
+                    self.leaving.insert(subnets, (lease, now + DELETED_GRACE));
+                }
+            }
+            LeaseEvent::OwnRenewed(_) | LeaseEvent::OwnLost { .. } => {}
         }
+        if let Some(known) = &self.known {
+            self.leaving.retain(|subnets, _| !known.keys().any(|other| overlaps(other, subnets)));
+        }
+        !is_same(&before, &self.all())
+    }
+
+    /// Lets go of those whose time is over; true if there were any.
+    pub fn forget(&mut self, now: Instant) -> bool {
+        let before = self.leaving.len();
+        self.leaving.retain(|_, (_, until)| *until > now);
+        self.leaving.len() < before
+    }
+
+    /// When [`Peers::forget`] has something to do next.
+    pub fn next(&self) -> Option<Instant> {
+        self.leaving.values().map(|(_, until)| *until).min()
     }
 
     /// All of them in the order of their prefixes; `None` before the first snapshot.
     pub fn all(&self) -> Option<Vec<FlannelLease>> {
-        self.0.as_ref().map(|known| known.values().cloned().collect())
+        let known = self.known.as_ref()?;
+        let mut all: Vec<FlannelLease> =
+            known.values().chain(self.leaving.values().map(|(lease, _)| lease)).cloned().collect();
+        all.sort_by_key(|lease| lease.subnets);
+        Some(all)
     }
 }
 
-/// Whether two sets differ in nothing but when leases end.
-fn is_same(a: &BTreeMap<Subnets, FlannelLease>, b: &BTreeMap<Subnets, FlannelLease>) -> bool {
-    a.len() == b.len()
-        && a.iter().all(|(subnets, lease)| b.get(subnets).is_some_and(|other| other.attrs == lease.attrs))
+/// Whether two lists differ in nothing but when leases end.
+fn is_same(a: &Option<Vec<FlannelLease>>, b: &Option<Vec<FlannelLease>>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return a.is_none() && b.is_none() };
+    let same = |(a, b): (&FlannelLease, &FlannelLease)| a.subnets == b.subnets && a.attrs == b.attrs;
+    a.len() == b.len() && a.iter().zip(b).all(same)
 }
 
 #[cfg(test)]
@@ -57,31 +97,53 @@ mod tests {
 
     #[test]
     fn nothing_is_known_before_the_first_snapshot() {
-        let mut peers = Peers::default();
-        assert!(!peers.learn(LeaseEvent::Added(lease("10.5.2.0/24", 2))));
+        let (mut peers, now) = (Peers::default(), Instant::now());
+        assert!(!peers.learn(LeaseEvent::Added(lease("10.5.2.0/24", 2)), now));
         assert!(peers.all().is_none());
-        assert!(peers.learn(LeaseEvent::Snapshot(Vec::new())));
+        assert!(peers.learn(LeaseEvent::Snapshot(Vec::new()), now));
         assert_eq!(peers.all(), Some(Vec::new()));
     }
 
     #[test]
     fn a_renewal_is_no_news_and_a_changed_address_is() {
-        let mut peers = Peers::default();
-        peers.learn(LeaseEvent::Snapshot(vec![lease("10.5.2.0/24", 2)]));
-        assert!(!peers.learn(LeaseEvent::Added(lease("10.5.2.0/24", 2))));
-        assert!(!peers.learn(LeaseEvent::Snapshot(vec![lease("10.5.2.0/24", 2)])));
-        assert!(!peers.learn(LeaseEvent::OwnRenewed(lease("10.5.1.0/24", 1))));
-        assert!(peers.learn(LeaseEvent::Snapshot(vec![lease("10.5.2.0/24", 3)])));
-        assert!(peers.learn(LeaseEvent::Added(lease("10.5.2.0/24", 4))));
+        let (mut peers, now) = (Peers::default(), Instant::now());
+        peers.learn(LeaseEvent::Snapshot(vec![lease("10.5.2.0/24", 2)]), now);
+        assert!(!peers.learn(LeaseEvent::Added(lease("10.5.2.0/24", 2)), now));
+        assert!(!peers.learn(LeaseEvent::Snapshot(vec![lease("10.5.2.0/24", 2)]), now));
+        assert!(!peers.learn(LeaseEvent::OwnRenewed(lease("10.5.1.0/24", 1)), now));
+        assert!(peers.learn(LeaseEvent::Snapshot(vec![lease("10.5.2.0/24", 3)]), now));
+        assert!(peers.learn(LeaseEvent::Added(lease("10.5.2.0/24", 4)), now));
     }
 
     #[test]
-    fn who_is_not_in_a_snapshot_has_left() {
-        let mut peers = Peers::default();
-        peers.learn(LeaseEvent::Snapshot(vec![lease("10.5.2.0/24", 2), lease("10.5.3.0/24", 3)]));
-        assert!(peers.learn(LeaseEvent::Snapshot(vec![lease("10.5.3.0/24", 3)])));
+    fn who_has_left_is_kept_for_a_while() {
+        let (mut peers, now) = (Peers::default(), Instant::now());
+        let (two, three) = (lease("10.5.2.0/24", 2), lease("10.5.3.0/24", 3));
+        peers.learn(LeaseEvent::Snapshot(vec![two.clone(), three.clone()]), now);
+        assert!(!peers.learn(LeaseEvent::Snapshot(vec![three.clone()]), now));
+        assert!(!peers.learn(LeaseEvent::Removed(three.subnets), now));
+        assert_eq!(peers.next(), Some(now + DELETED_GRACE));
+        assert!(!peers.forget(now) && peers.forget(now + DELETED_GRACE));
+        assert_eq!(peers.all(), Some(vec![two]));
+        assert!(peers.forget(now + MISSING_GRACE));
+        assert_eq!((peers.all(), peers.next()), (Some(Vec::new()), None));
+    }
+
+    #[test]
+    fn who_comes_back_meanwhile_was_never_away() {
+        let (mut peers, now) = (Peers::default(), Instant::now());
+        peers.learn(LeaseEvent::Snapshot(vec![lease("10.5.2.0/24", 2)]), now);
+        assert!(!peers.learn(LeaseEvent::Removed(lease("10.5.2.0/24", 2).subnets), now));
+        assert!(!peers.learn(LeaseEvent::Added(lease("10.5.2.0/24", 2)), now));
+        assert_eq!(peers.next(), None);
+    }
+
+    #[test]
+    fn a_claim_on_its_prefix_ends_a_peer_that_has_left() {
+        let (mut peers, now) = (Peers::default(), Instant::now());
+        peers.learn(LeaseEvent::Snapshot(vec![lease("10.5.2.0/24", 2)]), now);
+        peers.learn(LeaseEvent::Removed(lease("10.5.2.0/24", 2).subnets), now);
+        assert!(peers.learn(LeaseEvent::Added(lease("10.5.2.0/25", 3)), now));
         assert_eq!(peers.all().unwrap().len(), 1);
-        assert!(!peers.learn(LeaseEvent::Removed(lease("10.5.2.0/24", 2).subnets)));
-        assert!(peers.learn(LeaseEvent::Removed(lease("10.5.3.0/24", 3).subnets)));
     }
 }
