@@ -10,6 +10,7 @@
 //! device and a restart are one case.
 
 mod backend;
+pub mod external;
 mod lease;
 
 pub use backend::{Backend, BackendError, ExternalInterface, OwnLease, Reconciled};
