@@ -35,6 +35,22 @@ impl Address {
     }
 }
 
+/// An address together with what the kernel says of its quality, for choosing among several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressState {
+    /// The address.
+    pub address: Address,
+    /// Set for good (`IFA_F_PERMANENT`), rather than with a lifetime, as by DHCP or router advertisements.
+    pub permanent: bool,
+    /// A privacy address that the kernel will replace by another (`IFA_F_TEMPORARY`, IPv6). The same bit means "secondary"
+    /// for IPv4 and is not taken over from there.
+    pub temporary: bool,
+    /// Not to be used for anything new (`IFA_F_DEPRECATED`): its preferred lifetime is over.
+    pub deprecated: bool,
+    /// Not usable: duplicate address detection is not over (`IFA_F_TENTATIVE`) or found a duplicate (`IFA_F_DADFAILED`).
+    pub tentative: bool,
+}
+
 impl Netlink {
     /// Adds an address; success if the link has exactly this one.
     ///
@@ -81,6 +97,34 @@ impl Netlink {
         let objects = self.dump(Subject::on(&"listing addresses", link), message)?;
         let all = objects.into_iter().filter_map(Address::from_message);
         Ok(all.filter(|address| link.is_none_or(|index| index == address.link)).collect())
+    }
+
+    /// The addresses of all links, both families, with their quality, in the kernel's order.
+    pub fn address_states(&mut self) -> Result<Vec<AddressState>> {
+        let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let objects = self.dump(Subject::new(&"listing addresses"), message)?;
+        Ok(objects.into_iter().filter_map(AddressState::from_message).collect())
+    }
+}
+
+impl AddressState {
+    fn from_message(message: RouteNetlinkMessage) -> Option<Self> {
+        let RouteNetlinkMessage::NewAddress(inner) = &message else { return None };
+        // IFA_FLAGS has all flags, the header the first eight.
+        let full = inner.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Flags(flags) => Some(*flags),
+            _ => None,
+        });
+        let flags = full.unwrap_or(AddressFlags::from_bits_retain(inner.header.flags.bits().into()));
+        let is_ipv6 = inner.header.family == AddressFamily::Inet6;
+        Some(Self {
+            permanent: flags.contains(AddressFlags::Permanent),
+            temporary: is_ipv6 && flags.contains(AddressFlags::Secondary),
+            deprecated: flags.contains(AddressFlags::Deprecated),
+            tentative: flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed)
+                && !flags.contains(AddressFlags::Optimistic),
+            address: Address::from_message(message)?,
+        })
     }
 }
 

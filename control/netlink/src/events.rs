@@ -12,7 +12,8 @@ use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 
 use super::socket::{DATAGRAM_LEN_MAX, messages};
-use super::{Address, Link, NetlinkError, Result, Route};
+use super::{Address, FdbEntry, Link, Neighbour, NetlinkError, Result, Route};
+use std::net::IpAddr;
 
 /// Bytes of events, with the kernel's bookkeeping, that may wait to be read.
 const RECEIVE_BUFFER_LEN: usize = 4 << 20;
@@ -26,6 +27,8 @@ pub enum Group {
     Address,
     /// Routes, both families.
     Route,
+    /// Neighbours, both families, and forwarding entries of vxlans.
+    Neighbour,
 }
 
 impl Group {
@@ -34,6 +37,7 @@ impl Group {
             Self::Link => &[1],
             Self::Address => &[5, 9],
             Self::Route => &[7, 11],
+            Self::Neighbour => &[3],
         }
     }
 }
@@ -53,6 +57,19 @@ pub enum Event {
     Route(Route),
     /// A route is gone. The kernel says nothing about IPv4 routes that go because their link went down or away.
     RouteGone(Route),
+    /// A permanent neighbour appeared or changed.
+    Neighbour(Neighbour),
+    /// There is no permanent neighbour of that address on that link: it was deleted, or is an ordinary, learned one.
+    NeighbourGone {
+        /// Index of the link.
+        link: u32,
+        /// IP address.
+        address: IpAddr,
+    },
+    /// A permanent forwarding entry of a vxlan appeared or changed.
+    Fdb(FdbEntry),
+    /// There is no permanent forwarding entry of that kind: it was deleted, or is a learned one.
+    FdbGone(FdbEntry),
     /// The kernel had more to tell than it could keep; what happened meanwhile is unknown, so list everything anew.
     Overrun,
 }
@@ -122,6 +139,9 @@ impl Event {
             RouteNetlinkMessage::DelAddress(_) => Address::from_message(message).map(Self::AddressGone),
             RouteNetlinkMessage::NewRoute(_) => Route::from_message(message).map(Self::Route),
             RouteNetlinkMessage::DelRoute(_) => Route::from_message(message).map(Self::RouteGone),
+            RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_) => {
+                Self::from_neighbour_message(message)
+            }
             _ => None,
         }
     }

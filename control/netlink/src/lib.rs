@@ -29,7 +29,7 @@ mod new_link;
 mod route;
 mod socket;
 
-pub use address::Address;
+pub use address::{Address, AddressState};
 pub use error::NetlinkError;
 pub use events::{Event, Events, Group};
 pub use link::{Link, LinkRef};

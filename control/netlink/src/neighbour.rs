@@ -11,7 +11,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
 use super::socket::Subject;
-use super::{MacAddr, Netlink, Result};
+use super::{Event, MacAddr, Netlink, Result};
 
 /// A permanent neighbour: which hardware address an IP address on a link has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,7 +57,7 @@ impl Netlink {
     pub fn neighbours(&mut self, link: u32) -> Result<Vec<Neighbour>> {
         let message = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
         let objects = self.dump(Subject::on(&"listing neighbours", link), message)?;
-        Ok(objects.into_iter().filter_map(|object| read_neighbour(&object, link)).collect())
+        Ok(objects.iter().filter_map(read_permanent).filter(|found| found.link == link).collect())
     }
 
     /// Adds a forwarding entry, in the place of any other for that hardware address.
@@ -80,7 +80,7 @@ impl Netlink {
         message.header.family = AddressFamily::Bridge;
         message.header.ifindex = link;
         let objects = self.dump(Subject::on(&"listing FDB", link), RouteNetlinkMessage::GetNeighbour(message))?;
-        Ok(objects.into_iter().filter_map(|object| read_fdb(&object, link)).collect())
+        Ok(objects.iter().filter_map(read_permanent_fdb).filter(|found| found.link == link).collect())
     }
 }
 
@@ -102,40 +102,90 @@ fn fdb_message(entry: &FdbEntry) -> NeighbourMessage {
     message
 }
 
-fn read_neighbour(object: &RouteNetlinkMessage, link: u32) -> Option<Neighbour> {
-    let (address, mac) = read(object, link)?;
-    let address = match address {
-        NeighbourAddress::Inet(address) => address.into(),
-        NeighbourAddress::Inet6(address) => address.into(),
-        _ => return None,
-    };
-    Some(Neighbour { link, address, mac })
-}
-
-fn read_fdb(object: &RouteNetlinkMessage, link: u32) -> Option<FdbEntry> {
-    let (address, mac) = read(object, link)?;
-    let NeighbourAddress::Other(bytes) = address else { return None };
-    let dst = match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes.as_slice()).ok()?.into(),
-        16 => <[u8; 16]>::try_from(bytes.as_slice()).ok()?.into(),
-        _ => return None,
-    };
-    Some(FdbEntry { link, mac, dst })
-}
-
-/// Destination and hardware address of a permanent entry of `link`.
-fn read(object: &RouteNetlinkMessage, link: u32) -> Option<(NeighbourAddress, MacAddr)> {
-    let RouteNetlinkMessage::NewNeighbour(message) = object else { return None };
-    if message.header.ifindex != link || message.header.state != NeighbourState::Permanent {
-        return None;
-    }
-    let (mut address, mut mac) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(found) => address = Some(found.clone()),
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = MacAddr::from_slice(bytes),
-            _ => (),
+impl Event {
+    /// Reads an `RTM_NEWNEIGH` or `RTM_DELNEIGH` of a neighbour or of a vxlan's forwarding entry; other messages give `None`.
+    pub(super) fn from_neighbour_message(message: RouteNetlinkMessage) -> Option<Self> {
+        if let Some(neighbour) = read_permanent(&message) {
+            return Some(Self::Neighbour(neighbour));
+        }
+        if let Some(entry) = read_permanent_fdb(&message) {
+            return Some(Self::Fdb(entry));
+        }
+        let (RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour)) = &message
+        else {
+            return None;
+        };
+        // What is deleted, or was permanent and is not: the kernel first marks a neighbour that it deletes as failed, and
+        // may leave out its hardware address.
+        let parts = Parts::of(neighbour);
+        let link = neighbour.header.ifindex;
+        match (parts.fdb_entry(link), parts.address) {
+            (Some(entry), _) => Some(Self::FdbGone(entry)),
+            (None, Some(address)) if neighbour.header.family != AddressFamily::Bridge => {
+                Some(Self::NeighbourGone { link, address })
+            }
+            _ => None,
         }
     }
-    address.zip(mac)
+}
+
+fn read_permanent(object: &RouteNetlinkMessage) -> Option<Neighbour> {
+    let message = permanent(object).filter(|message| message.header.family != AddressFamily::Bridge)?;
+    let parts = Parts::of(message);
+    Some(Neighbour { link: message.header.ifindex, address: parts.address?, mac: parts.mac? })
+}
+
+fn read_permanent_fdb(object: &RouteNetlinkMessage) -> Option<FdbEntry> {
+    let message = permanent(object)?;
+    Parts::of(message).fdb_entry(message.header.ifindex)
+}
+
+fn permanent(object: &RouteNetlinkMessage) -> Option<&NeighbourMessage> {
+    match object {
+        RouteNetlinkMessage::NewNeighbour(message) if message.header.state == NeighbourState::Permanent => {
+            Some(message)
+        }
+        _ => None,
+    }
+}
+
+/// The attributes of a neighbour message that matter here.
+struct Parts {
+    is_fdb: bool,
+    address: Option<IpAddr>,
+    mac: Option<MacAddr>,
+}
+
+impl Parts {
+    fn of(message: &NeighbourMessage) -> Self {
+        let mut parts = Self { is_fdb: message.header.family == AddressFamily::Bridge, address: None, mac: None };
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(address) => parts.address = ip(address),
+                NeighbourAttribute::LinkLayerAddress(bytes) => parts.mac = MacAddr::from_slice(bytes),
+                _ => (),
+            }
+        }
+        parts
+    }
+
+    /// The forwarding entry, if it leads to an underlay address: those of bridges lead to ports.
+    fn fdb_entry(&self, link: u32) -> Option<FdbEntry> {
+        let (mac, dst) = self.mac.zip(self.address)?;
+        self.is_fdb.then_some(FdbEntry { link, mac, dst })
+    }
+}
+
+/// An underlay address in a forwarding entry has no family but its length.
+fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(address) => Some((*address).into()),
+        NeighbourAddress::Inet6(address) => Some((*address).into()),
+        NeighbourAddress::Other(bytes) => match bytes.len() {
+            4 => Some(<[u8; 4]>::try_from(bytes.as_slice()).ok()?.into()),
+            16 => Some(<[u8; 16]>::try_from(bytes.as_slice()).ok()?.into()),
+            _ => None,
+        },
+        _ => None,
+    }
 }

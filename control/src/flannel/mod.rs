@@ -12,6 +12,7 @@
 pub mod allocate;
 mod backend;
 pub mod daemon;
+pub mod external;
 pub mod flags;
 pub mod hook;
 mod json;
