@@ -99,7 +99,7 @@ impl Etcd {
         };
         let [address, control, peer] = ports.context("finding ports for etcd")?;
         let mut etcd = Etcd { node, address, control, peer, tls, token: None, process: None, directory };
-        etcd.resume_stopped()?;
+        etcd.start_again()?;
         Ok(etcd)
     }
 
@@ -131,7 +131,7 @@ impl Etcd {
     ///
     /// # Errors
     /// As [`Etcd::start`].
-    pub fn resume_stopped(&mut self) -> Result<()> {
+    pub fn start_again(&mut self) -> Result<()> {
         let clients = match self.tls {
             Some(_) => format!("{},http://{}", self.url(), self.control),
             None => format!("http://{},http://{}", self.address, self.control),
@@ -162,16 +162,32 @@ impl Etcd {
                 // Waiting longer does not help; the outer error has the log.
                 return Ok(Err(status));
             }
-            self.ask("kv/range", &json!({"key": encode("weft")})).map(Ok)
+            self.is_healthy().map(Ok)
         });
         match answers {
-            Ok(Ok(_)) => {
+            Ok(Ok(())) => {
                 self.process = Some(process);
-                Ok(())
+                if self.token.is_some() { self.log_in() } else { Ok(()) }
             }
             Ok(Err(status)) => bail!("etcd ended with {status}; its output:\n{}", process.log()),
             Err(error) => Err(error).with_context(|| format!("etcd does not answer; its output:\n{}", process.log())),
         }
+    }
+
+    /// Runs the stopped server where its clients do not find it, and does `work` there.
+    ///
+    /// # Errors
+    /// As [`Etcd::start`], and those of `work`.
+    pub fn with_other_client_address(&mut self, work: impl FnOnce(&Etcd) -> Result<()>) -> Result<()> {
+        let bind = || -> Result<SocketAddr> { Ok(TcpListener::bind((self.address.ip(), 0))?.local_addr()?) };
+        let other = match &self.node {
+            Some(node) => node.run(bind),
+            None => bind(),
+        };
+        let address = std::mem::replace(&mut self.address, other?);
+        let done = self.start_again().and_then(|()| work(self)).and_then(|()| self.stop());
+        self.address = address;
+        done
     }
 
     /// Has the server stand still, with its connections open (`SIGSTOP`).
@@ -198,7 +214,7 @@ impl Etcd {
         self.stop()?;
         std::fs::remove_dir_all(self.data())?;
         self.token = None;
-        self.resume_stopped()
+        self.start_again()
     }
 
     /// Writes a key, without a lease.
@@ -320,10 +336,25 @@ impl Etcd {
         Path::new(self.directory.path()).join("data")
     }
 
+    fn is_healthy(&self) -> Result<()> {
+        self.http(|agent| {
+            let response = agent.get(format!("http://{}/health", self.control)).call()?;
+            ensure!(response.status() == 200, "etcd says of its health {}", response.status());
+            Ok(())
+        })
+    }
+
+    fn http<T: Send>(&self, work: impl FnOnce(&ureq::Agent) -> Result<T> + Send) -> Result<T> {
+        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_TIMEOUT));
+        let agent = config.proxy(None).build().new_agent();
+        match &self.node {
+            Some(node) => node.run(|| work(&agent)),
+            None => work(&agent),
+        }
+    }
+
     fn ask(&self, path: &str, request: &Value) -> Result<Value> {
-        let ask = || -> Result<Value> {
-            let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_TIMEOUT));
-            let agent = config.proxy(None).build().new_agent();
+        self.http(|agent| {
             let mut post = agent.post(format!("http://{}/v3/{path}", self.control));
             if let Some(token) = &self.token {
                 post = post.header("Authorization", token);
@@ -332,11 +363,7 @@ impl Etcd {
             let text = response.body_mut().with_config().limit(1 << 30).read_to_string()?;
             ensure!(response.status() == 200, "etcd answers {path} with {}: {text}", response.status());
             Ok(serde_json::from_str(&text)?)
-        };
-        match &self.node {
-            Some(node) => node.run(ask),
-            None => ask(),
-        }
+        })
     }
 
     fn records(&self, answer: &Value) -> Result<Vec<EtcdRecord>> {

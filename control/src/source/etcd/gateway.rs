@@ -70,7 +70,7 @@ impl Gateway {
             let uri: http::Uri = endpoint.parse().map_err(|_| bad_endpoint(endpoint))?;
             let is_known = matches!(uri.scheme_str(), Some("http" | "https"));
             let has_user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
-            if !is_known || has_user || uri.path().trim_matches('/') != "" || uri.query().is_some() {
+            if !is_known || has_user || !uri.path().trim_matches('/').is_empty() || uri.query().is_some() {
                 return Err(bad_endpoint(endpoint));
             }
             endpoints.push(endpoint.trim_end_matches('/').to_owned());

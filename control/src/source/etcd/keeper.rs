@@ -125,6 +125,8 @@ impl Keeper {
         let (header, kv) = self.gateway.get(&self.own.key)?;
         if header.revision < self.own.mod_revision {
             warn!("etcd began anew: it is at revision {}, and was at {}", header.revision, self.own.mod_revision);
+            // Said once.
+            self.own.mod_revision = header.revision;
             self.shared.list_again();
         }
         let Some(kv) = kv else { return self.create_again() };
