@@ -68,16 +68,19 @@ pub enum BackendConf {
     HostGw,
     /// Commands of the administrator's.
     Extension(ExtensionConf),
+    /// A type that weft does not have, in lower case. The rest of the config may be in order all the same.
+    Other(String),
 }
 
 impl BackendConf {
     /// `Type`, in lower case.
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             BackendConf::Udp { .. } => "udp",
             BackendConf::Vxlan(_) => "vxlan",
             BackendConf::HostGw => "host-gw",
             BackendConf::Extension(_) => "extension",
+            BackendConf::Other(name) => name,
         }
     }
 }
@@ -323,9 +326,7 @@ fn backend(object: &Object) -> Result<BackendConf, NetConfError> {
             }))
         }
         "" => Err(fault("Backend.Type is missing; expected \"udp\", \"vxlan\", \"host-gw\" or \"extension\"")),
-        other => Err(fault(format!(
-            "Backend.Type is {other:?}, which weft does not have; expected \"udp\", \"vxlan\", \"host-gw\" or \"extension\""
-        ))),
+        other => Ok(BackendConf::Other(other.to_owned())),
     }
 }
 

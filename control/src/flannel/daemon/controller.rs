@@ -72,7 +72,7 @@ enum Task {
 pub struct Controller {
     own: OwnLease,
     backend: Box<dyn Backend>,
-    backend_name: &'static str,
+    backend_name: String,
     external: ExternalInterface,
     interface: InterfaceOptions,
     families: Families,
@@ -133,7 +133,7 @@ impl Controller {
         let mut controller = Controller {
             own,
             backend,
-            backend_name: conf.backend.name(),
+            backend_name: conf.backend.name().to_owned(),
             external,
             interface,
             families: families(conf),

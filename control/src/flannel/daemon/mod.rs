@@ -21,11 +21,10 @@ use self::rules::TrafficRules;
 use self::signals::Signals;
 use crate::backend::host_gw::HostGw;
 use crate::backend::udp::{Udp, UdpOptions, tunnel_name};
-use crate::backend::vxlan::{PreviousMacs, VxlanBackend, VxlanConfig};
+use crate::backend::vxlan::{PreviousMacs, VxlanBackend};
 use crate::causes;
 use crate::flannel::external::{self, ExternalError, Families, InterfaceOptions};
 use crate::flannel::flags::{EtcdFlags, Flags, PREFIX};
-use crate::flannel::netconf::VxlanConf;
 use crate::flannel::{Backend, BackendConf, BackendError, ExternalInterface, LeaseAttrs, NetConf, OwnLease, SubnetEnv};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::rules::bridge_filter_warnings;
@@ -66,7 +65,7 @@ pub enum DaemonError {
     #[error("backend {name}: {source}")]
     Backend {
         /// Its type.
-        name: &'static str,
+        name: String,
         /// Why.
         source: BackendError,
     },
@@ -117,8 +116,7 @@ pub fn run(flags: &Flags) -> Result<(), DaemonError> {
     let external = selected.external;
     info!("underlay: {}", describe_external(&external));
 
-    let name = conf.backend.name();
-    let failed = |source| DaemonError::Backend { name, source };
+    let failed = |source| DaemonError::Backend { name: conf.backend.name().to_owned(), source };
     let mut backend = make_backend(flags, &conf, &external, &signals)?;
     let attrs = backend.prepare().map_err(failed)?;
     let previous = SubnetEnv::read(&flags.subnet_file).unwrap_or_else(|error| {
@@ -181,7 +179,7 @@ fn make_backend(
     external: &ExternalInterface,
     signals: &Signals,
 ) -> Result<Box<dyn Backend>, DaemonError> {
-    let failed = |source| DaemonError::Backend { name: conf.backend.name(), source };
+    let failed = |source| DaemonError::Backend { name: conf.backend.name().to_owned(), source };
     Ok(match &conf.backend {
         BackendConf::Udp { port } => {
             let options = UdpOptions {
@@ -198,18 +196,14 @@ fn make_backend(
             Box::new(Udp::new(options, external.clone(), signals.flag()))
         }
         BackendConf::Vxlan(vxlan) => Box::new(
-            VxlanBackend::new(vxlan_config(vxlan), families(conf), external.clone(), PreviousMacs::default())
+            VxlanBackend::new(vxlan.into(), families(conf), external.clone(), PreviousMacs::default())
                 .map_err(failed)?,
         ),
         BackendConf::HostGw => Box::new(HostGw::new(families(conf), external.clone()).map_err(failed)?),
-        BackendConf::Extension(_) => return Err(DaemonError::NoSuchBackend("extension".into())),
+        other @ (BackendConf::Extension(_) | BackendConf::Other(_)) => {
+            return Err(DaemonError::NoSuchBackend(other.name().to_owned()));
+        }
     })
-}
-
-fn vxlan_config(conf: &VxlanConf) -> VxlanConfig {
-    let VxlanConf { vni, port, mtu, gbp, learning, direct_routing } = *conf;
-    let port = port.unwrap_or(VxlanConfig::default().port);
-    VxlanConfig { vni, port, mtu, gbp, learning, direct_routing }
 }
 
 fn etcd_options(flags: &EtcdFlags, renew_margin: Duration) -> EtcdOptions {

@@ -10,6 +10,7 @@ mod drain;
 mod drops;
 mod fallback;
 mod flannel;
+mod flanneld;
 mod forwarding;
 mod half;
 mod hook;

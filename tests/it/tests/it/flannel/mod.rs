@@ -4,7 +4,7 @@
 //!   pod1 10.9.1.2 ── a: weftd, flannel0 10.9.1.1 ══ 192.0.2.1 ─── 192.0.2.2 ══ flannel0 10.9.2.0, double :b ── 10.9.2.2 pod2
 //! ```
 
-mod double;
+pub mod double;
 mod vectors;
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, UdpSocket};
