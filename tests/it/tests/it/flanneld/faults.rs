@@ -67,12 +67,12 @@ fn a_wiped_etcd_gets_its_records_back_and_nothing_is_lost() -> Result<()> {
     let addresses = addresses(&daemons)?;
     let etcd = std::cell::RefCell::new(&mut cluster.etcd);
     let keys = [daemons[0].key()?, daemons[1].key()?];
-    lossless(&pods, addresses, 50, || {
+    lossless(&pods, addresses, 28, || {
         let mut etcd = etcd.borrow_mut();
         etcd.wipe()?;
         etcd.put(&format!("{PREFIX}/config"), CONFIG)?;
         for key in &keys {
-            eventually(Duration::from_secs(45), || etcd.get(key)?.with_context(|| format!("no {key}")))?;
+            eventually(Duration::from_secs(25), || etcd.get(key)?.with_context(|| format!("no {key}")))?;
         }
         Ok(())
     })?;
