@@ -20,14 +20,18 @@ pub struct Held {
 }
 
 impl Held {
-    /// Whether its node's underlay address is that of `own`: the same IPv4 address, or for a node without one, the same
-    /// IPv6 address.
+    /// Whether it is of the node that publishes `own`.
     pub fn is_of(&self, own: &LeaseAttrs) -> bool {
-        let Some(attrs) = &self.attrs else { return false };
-        match own.public_ip {
-            Some(address) => attrs.public_ip == Some(address),
-            None => own.public_ipv6.is_some() && attrs.public_ip.is_none() && attrs.public_ipv6 == own.public_ipv6,
-        }
+        self.attrs.as_ref().is_some_and(|attrs| is_same_node(attrs, own))
+    }
+}
+
+/// Whether a lease's underlay address is that of `own`: the same IPv4 address, or for a node without one, the same IPv6
+/// address.
+pub fn is_same_node(attrs: &LeaseAttrs, own: &LeaseAttrs) -> bool {
+    match own.public_ip {
+        Some(address) => attrs.public_ip == Some(address),
+        None => own.public_ipv6.is_some() && attrs.public_ip.is_none() && attrs.public_ipv6 == own.public_ipv6,
     }
 }
 

@@ -9,7 +9,7 @@
 //! ```
 
 use super::wire::{Event, Kv};
-use crate::flannel::allocate::{Held, is_whole, overlaps};
+use crate::flannel::allocate::{is_same_node, is_whole, overlaps};
 use crate::flannel::record::{parse_key, parse_value};
 use crate::flannel::{FlannelLease, LeaseAttrs, LeaseEvent, NetConf, Subnets};
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -181,7 +181,7 @@ impl Peers {
         if let Some(why) = address_fault(attrs) {
             return Err(why);
         }
-        if (Held { subnets, attrs: Some(attrs.clone()) }).is_of(&self.own_attrs) {
+        if is_same_node(attrs, &self.own_attrs) {
             return Err("its PublicIP is our own; another node with that address, or a lease that we had".into());
         }
         if !claims.take(&subnets) {
