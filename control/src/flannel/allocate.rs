@@ -20,14 +20,18 @@ pub struct Held {
 }
 
 impl Held {
-    /// Whether its node's underlay address is that of `own`: the same IPv4 address, or for a node without one, the same
-    /// IPv6 address.
+    /// Whether it is of the node that publishes `own`.
     pub fn is_of(&self, own: &LeaseAttrs) -> bool {
-        let Some(attrs) = &self.attrs else { return false };
-        match own.public_ip {
-            Some(address) => attrs.public_ip == Some(address),
-            None => own.public_ipv6.is_some() && attrs.public_ip.is_none() && attrs.public_ipv6 == own.public_ipv6,
-        }
+        self.attrs.as_ref().is_some_and(|attrs| is_same_node(attrs, own))
+    }
+}
+
+/// Whether a lease's underlay address is that of `own`: the same IPv4 address, or for a node without one, the same IPv6
+/// address.
+pub fn is_same_node(attrs: &LeaseAttrs, own: &LeaseAttrs) -> bool {
+    match own.public_ip {
+        Some(address) => attrs.public_ip == Some(address),
+        None => own.public_ipv6.is_some() && attrs.public_ip.is_none() && attrs.public_ipv6 == own.public_ipv6,
     }
 }
 
@@ -68,12 +72,14 @@ pub fn allocate(
     held: &[Held],
     choose: &mut dyn FnMut(usize) -> usize,
 ) -> Option<Subnets> {
-    if fits(conf, previous) && !held.iter().any(|held| overlaps(&held.subnets, previous)) {
+    let is_part = |held: &&Held| !is_whole(conf.network(), conf.network_v6(), &held.subnets);
+    let held = || held.iter().filter(is_part).map(|held| &held.subnets);
+    if fits(conf, previous) && !held().any(|claim| overlaps(claim, previous)) {
         return Some(*previous);
     }
     let v4 = match &conf.v4 {
         Some(pool) => {
-            let taken = held.iter().filter_map(|held| held.subnets.v4).map(span_v4).collect();
+            let taken = held().filter_map(|claim| claim.v4).map(span_v4).collect();
             let begin = one_free(&span_of_v4(pool), 32 - pool.subnet_len, taken, choose)?;
             Some(Ipv4Net::new((begin as u32).into(), pool.subnet_len).ok()?)
         }
@@ -81,7 +87,7 @@ pub fn allocate(
     };
     let v6 = match &conf.v6 {
         Some(pool) => {
-            let taken = held.iter().filter_map(|held| held.subnets.v6).map(span_v6).collect();
+            let taken = held().filter_map(|claim| claim.v6).map(span_v6).collect();
             let begin = one_free(&span_of_v6(pool), 128 - pool.subnet_len, taken, choose)?;
             Some(Ipv6Net::new(begin.into(), pool.subnet_len).ok()?)
         }
@@ -94,6 +100,12 @@ pub fn allocate(
 pub fn overlaps(a: &Subnets, b: &Subnets) -> bool {
     let v4 = a.v4.zip(b.v4).is_some_and(|(a, b)| a.contains(&b) || b.contains(&a));
     v4 || a.v6.zip(b.v6).is_some_and(|(a, b)| a.contains(&b) || b.contains(&a))
+}
+
+/// Whether a claim is one on a whole overlay network, which no node's can be: such a record concerns nobody's choice.
+pub fn is_whole(network: Option<Ipv4Net>, network_v6: Option<Ipv6Net>, claim: &Subnets) -> bool {
+    let v4 = claim.v4.zip(network).is_some_and(|(claim, network)| claim.contains(&network));
+    v4 || claim.v6.zip(network_v6).is_some_and(|(claim, network)| claim.contains(&network))
 }
 
 /// Addresses from the first to the last, both included, as numbers.

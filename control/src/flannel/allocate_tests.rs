@@ -59,6 +59,20 @@ fn the_previous_subnet_is_taken_again_unless_somebody_holds_it_or_it_does_not_fi
 }
 
 #[test]
+fn a_record_that_claims_the_whole_network_stands_in_nobodys_way() {
+    let conf = conf(r#"{"Network": "10.3.0.0/16"}"#);
+    for whole in ["0.0.0.0/0", "10.0.0.0/8", "10.3.0.0/16"] {
+        let all = [held(whole, "192.0.2.2"), held("10.3.1.0/24", "192.0.2.3")];
+        assert_eq!(allocate(&conf, &Subnets::default(), &all, &mut first), Some(v4("10.3.2.0/24")), "{whole}");
+        assert_eq!(allocate(&conf, &v4("10.3.7.0/24"), &all, &mut first), Some(v4("10.3.7.0/24")), "{whole}");
+    }
+    assert_eq!(
+        allocate(&conf, &Subnets::default(), &[held("10.3.0.0/17", "192.0.2.2")], &mut first),
+        Some(v4("10.3.128.0/24"))
+    );
+}
+
+#[test]
 fn the_choice_is_among_the_first_hundred() {
     let conf = conf(r#"{"Network": "10.0.0.0/8", "SubnetLen": 30}"#);
     let mut count = 0;
@@ -115,7 +129,10 @@ proptest! {
             .subnets(len)
             .unwrap()
             .map(|net| Subnets { v4: Some(net), v6: None })
-            .filter(|subnets| fits(&conf, subnets) && !all.iter().any(|held| overlaps(&held.subnets, subnets)))
+            .filter(|subnets| {
+                let blocks = |held: &Held| overlaps(&held.subnets, subnets) && !held.subnets.v4.unwrap().contains(&pool.network);
+                fits(&conf, subnets) && !all.iter().any(blocks)
+            })
             .take(100)
             .collect();
         let chosen = allocate(&conf, &Subnets::default(), &all, &mut |count| {

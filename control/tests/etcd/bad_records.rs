@@ -143,6 +143,7 @@ fn no_bad_record_touches_a_good_one() {
     etcd.stop().unwrap();
     etcd.with_other_client_address(|etcd| {
         etcd.put(&bad_key("10.5.4.0-24"), r#"{"PublicIP":"192.0.2.14"}"#)?;
+        etcd.put("/elsewhere", "")?;
         etcd.compact()
     })
     .unwrap();

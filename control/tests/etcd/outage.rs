@@ -46,6 +46,9 @@ fn a_silent_endpoint_is_left_for_another() {
     let first = Etcd::start().unwrap();
     let second = Etcd::start().unwrap();
     put_peer(&second, "10.5.2.0-24", "192.0.2.12");
+    for _ in 0..10 {
+        first.put("elsewhere", "").unwrap();
+    }
     let options = EtcdOptions { endpoints: vec![first.url(), second.url()], ..options(&first) };
     let (watch, peers) = node(&first, &options);
     assert_eq!(peers, []);

@@ -144,7 +144,8 @@ fn a_password_is_used_never_shown_and_its_token_renewed() {
     for (case, options) in [("wrong", with("weft", "wr0ng-pass")), ("none", base.clone())] {
         let error = Registry::connect(&options).unwrap().fetch_config().unwrap_err();
         assert!(matches!(error, EtcdError::Refused(_)), "{case}: {error}");
-        assert!(!format!("{error}{error:?}").contains("-pass"), "{error}");
+        let shown = format!("{error}{error:?}");
+        assert!(!shown.contains("s3cret") && !shown.contains("wr0ng"), "{error}");
     }
     let shown = format!("{good:?}{:?}{watch:?}", Registry::connect(&good).unwrap());
     assert!(!shown.contains("s3cret") && shown.contains("(not shown)"), "{shown}");

@@ -52,15 +52,17 @@ pub enum Outcome {
     Lost(Option<Kv>),
 }
 
-/// A stream of messages, one a line.
-pub struct Stream {
-    /// [`Agent::shutdown`] ends the stream from another thread.
-    pub agent: Agent,
-    /// Where it comes from.
+/// A stream that is about to be opened at an endpoint.
+#[derive(Clone)]
+pub struct Opening {
+    /// Where it will come from.
     pub endpoint: usize,
-    /// The messages.
-    pub lines: BufReader<BodyReader<'static>>,
+    /// [`Agent::shutdown`] ends it from another thread, while it is being opened and later.
+    pub agent: Agent,
 }
+
+/// Messages, one a line.
+pub type Lines = BufReader<BodyReader<'static>>;
 
 impl Gateway {
     /// Checks the options; does not talk to etcd yet.
@@ -163,18 +165,22 @@ impl Gateway {
         Ok(Duration::from_secs(answer.ttl.max(0) as u64))
     }
 
-    /// Opens a watch on all keys below `directory`, beginning with `revision`, at the preferred endpoint.
-    pub fn watch(&self, directory: &str, revision: i64) -> Result<Stream, EtcdError> {
+    /// Prepares a stream from the preferred endpoint.
+    pub fn opening(&self) -> Opening {
+        Opening { endpoint: self.preferred(), agent: self.shared.stream_config.new_agent() }
+    }
+
+    /// Opens a watch on all keys below `directory`, beginning with `revision`.
+    pub fn watch(&self, opening: &Opening, directory: &str, revision: i64) -> Result<Lines, EtcdError> {
         let request = json!({"create_request": {
             "key": encode(directory.as_bytes()),
             "range_end": encode(&end_of(directory)),
             "start_revision": revision.to_string(),
         }});
-        let endpoint = self.preferred();
-        let agent = self.shared.stream_config.new_agent();
-        let opened = self.at(endpoint, |token| self.send(&agent, endpoint, "watch", &request, token));
+        let endpoint = opening.endpoint;
+        let opened = self.at(endpoint, |token| self.send(&opening.agent, endpoint, "watch", &request, token));
         match opened {
-            Ok(body) => Ok(Stream { agent, endpoint, lines: BufReader::new(body.into_reader()) }),
+            Ok(body) => Ok(BufReader::new(body.into_reader())),
             Err(failure) => {
                 if let Failure::Unreachable { .. } = failure {
                     self.prefer(endpoint + 1);

@@ -15,9 +15,9 @@ use super::acquire::{OwnRecord, adopt, create, held};
 use super::gateway::Gateway;
 use super::wire::Kv;
 use super::{EtcdError, EtcdOptions, Shared};
-use crate::flannel::allocate::overlaps;
+use crate::flannel::allocate::{is_whole, overlaps};
 use crate::flannel::record::{parse_value, write_value};
-use crate::flannel::{LeaseAttrs, LeaseEvent};
+use crate::flannel::{LeaseAttrs, LeaseEvent, OwnLease, Subnets};
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -47,6 +47,7 @@ pub struct Keeper {
     gateway: Gateway,
     options: EtcdOptions,
     shared: Shared,
+    networks: OwnLease,
     own: OwnRecord,
     /// What the record has to say; differs from `own.attrs` while a write is due.
     wanted: LeaseAttrs,
@@ -72,13 +73,26 @@ enum Found {
 
 impl Keeper {
     /// Takes over `own`, which was just had.
-    pub fn new(gateway: Gateway, options: EtcdOptions, shared: Shared, own: OwnRecord) -> Keeper {
+    pub fn new(gateway: Gateway, options: EtcdOptions, shared: Shared, networks: OwnLease, own: OwnRecord) -> Keeper {
         let wanted = own.attrs.clone();
         let now = Instant::now();
         let next_look = now + options.heartbeat;
         let next_renewal = renewal_of(&options, &own);
         let (granted, contests, trouble, retry) = (None, VecDeque::new(), None, None);
-        Keeper { gateway, options, shared, own, wanted, granted, contests, trouble, retry, next_look, next_renewal }
+        Keeper {
+            gateway,
+            options,
+            shared,
+            networks,
+            own,
+            wanted,
+            granted,
+            contests,
+            trouble,
+            retry,
+            next_look,
+            next_renewal,
+        }
     }
 
     /// Works until it is told to stop or the lease is lost.
@@ -190,7 +204,9 @@ impl Keeper {
         let directory = &key[..key.rfind('/').map_or(0, |slash| slash + 1)];
         // The key of a claim on the same addresses need not be ours: lengths and families differ.
         for kv in self.gateway.list(directory)?.kvs {
-            let other = held(directory, &kv).filter(|held| overlaps(&held.subnets, &subnets));
+            let OwnLease { network, network_v6, .. } = self.networks;
+            let stands_here = |claim: &Subnets| overlaps(claim, &subnets) && !is_whole(network, network_v6, claim);
+            let other = held(directory, &kv).filter(|held| stands_here(&held.subnets));
             if other.is_some() && kv.key != key.as_bytes() {
                 let other = String::from_utf8_lossy(&kv.key);
                 return Ok(Found::Lost(format!("our lease {key} is gone, and {other} has its addresses")));

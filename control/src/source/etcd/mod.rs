@@ -150,7 +150,7 @@ impl Registry {
         let (stop, stopped) = mpsc::channel();
         let shared = Shared::new(peers, events_in, wake);
         let watcher = Watcher::new(gateway.clone(), &options, &record.key, shared.clone(), orders.clone(), stopped);
-        let keeper = Keeper::new(gateway.clone(), options, shared.clone(), record);
+        let keeper = Keeper::new(gateway.clone(), options, shared.clone(), acquired.own, record);
         let threads = vec![thread::spawn(move || watcher.run()), thread::spawn(move || keeper.run(&orders_out))];
         Watch { events, orders, stop: Some(stop), shared, gateway, threads }
     }

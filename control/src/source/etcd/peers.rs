@@ -9,7 +9,7 @@
 //! ```
 
 use super::wire::{Event, Kv};
-use crate::flannel::allocate::{Held, overlaps};
+use crate::flannel::allocate::{is_same_node, is_whole, overlaps};
 use crate::flannel::record::{parse_key, parse_value};
 use crate::flannel::{FlannelLease, LeaseAttrs, LeaseEvent, NetConf, Subnets};
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -24,6 +24,8 @@ pub struct Peers {
     directory: String,
     network: Option<Ipv4Net>,
     network_v6: Option<Ipv6Net>,
+    /// `SubnetLen`.
+    subnet_len: Option<u8>,
     own: Subnets,
     own_attrs: LeaseAttrs,
     lease_ttl: Duration,
@@ -54,7 +56,8 @@ impl Peers {
     pub fn new(directory: String, conf: &NetConf, own: Subnets, own_attrs: LeaseAttrs, lease_ttl: Duration) -> Peers {
         let (network, network_v6) = (conf.network(), conf.network_v6());
         let (records, told, complaints) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Peers { directory, network, network_v6, own, own_attrs, lease_ttl, records, told, complaints }
+        let subnet_len = conf.v4.map(|pool| pool.subnet_len);
+        Peers { directory, network, network_v6, subnet_len, own, own_attrs, lease_ttl, records, told, complaints }
     }
 
     /// Begins anew with all records that there are.
@@ -117,12 +120,13 @@ impl Peers {
         Change { events, complaints }
     }
 
-    /// The usable peers of all records, and the news about those that are not. Of two claims on one address the older
-    /// one counts, whoever looks and whenever.
+    /// The usable peers of all records, and the news about those that are not. Of two claims on one address the one of the
+    /// length that the network config wants counts, and of those the older one, whoever looks and whenever. So a record
+    /// that is far too wide takes nothing from the nodes inside it.
     fn work_out(&mut self) -> (BTreeMap<Subnets, FlannelLease>, Vec<String>) {
         let now = SystemTime::now();
         let mut by_age: Vec<(&Vec<u8>, &Record)> = self.records.iter().collect();
-        by_age.sort_by_key(|(key, record)| (record.create_revision, *key));
+        by_age.sort_by_key(|(key, record)| (!self.has_wanted_len(record), record.create_revision, *key));
         let (mut peers, mut claims) = (BTreeMap::new(), Claims::default());
         let mut faults: BTreeMap<&Vec<u8>, String> = BTreeMap::new();
         for (key, record) in by_age {
@@ -147,11 +151,19 @@ impl Peers {
         (peers, news)
     }
 
+    fn has_wanted_len(&self, record: &Record) -> bool {
+        let v4 = record.read.as_ref().ok().and_then(|(subnets, _)| subnets.v4);
+        v4.map(|net| net.prefix_len()) == self.subnet_len
+    }
+
     /// `None`: our own.
     fn usable(&self, record: &Record, claims: &mut Claims) -> Result<Option<(Subnets, LeaseAttrs)>, String> {
         let (subnets, attrs) = record.read.as_ref().map_err(Clone::clone)?;
         if *subnets == self.own {
             return Ok(None);
+        }
+        if is_whole(self.network, self.network_v6, subnets) {
+            return Err("it claims the whole overlay network".into());
         }
         if overlaps(subnets, &self.own) {
             return Err("it overlaps our own subnet".into());
@@ -169,11 +181,11 @@ impl Peers {
         if let Some(why) = address_fault(attrs) {
             return Err(why);
         }
-        if (Held { subnets, attrs: Some(attrs.clone()) }).is_of(&self.own_attrs) {
+        if is_same_node(attrs, &self.own_attrs) {
             return Err("its PublicIP is our own; another node with that address, or a lease that we had".into());
         }
         if !claims.take(&subnets) {
-            return Err("it overlaps an older lease".into());
+            return Err("it overlaps another lease, which is older or of the length that SubnetLen wants".into());
         }
         Ok(Some((subnets, attrs.clone())))
     }

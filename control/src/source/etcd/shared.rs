@@ -1,13 +1,12 @@
 //! What the registry's two threads and its handle have in common.
 
-use super::gateway::Stream;
+use super::gateway::Opening;
 use super::peers::{Change, Peers};
 use crate::flannel::{LeaseAttrs, LeaseEvent};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tracing::warn;
-use ureq::Agent;
 
 /// Clones are the same.
 #[derive(Clone)]
@@ -19,8 +18,8 @@ struct Inner {
     peers: Mutex<Peers>,
     events: Mutex<Sender<LeaseEvent>>,
     wake: Box<dyn Fn() + Send + Sync>,
-    /// The open stream: where it comes from, and what ends it.
-    stream: Mutex<Option<(usize, Agent)>>,
+    /// The stream that is open or being opened.
+    stream: Mutex<Option<Opening>>,
     is_stopping: AtomicBool,
     list_ordered: AtomicBool,
 }
@@ -62,10 +61,10 @@ impl Shared {
         self.change(|peers| peers.own_changed(attrs));
     }
 
-    /// Lets [`Shared::interrupt_stream`] end `stream`. False if it is too late to open any.
-    pub fn register(&self, stream: &Stream) -> bool {
+    /// Lets [`Shared::interrupt_stream`] end a stream. False if none is to be opened any more.
+    pub fn register(&self, opening: &Opening) -> bool {
         let mut open = lock(&self.inner.stream);
-        *open = Some((stream.endpoint, stream.agent.clone()));
+        *open = Some(opening.clone());
         !self.is_stopping() && !self.inner.list_ordered.load(Ordering::SeqCst)
     }
 
@@ -76,14 +75,14 @@ impl Shared {
 
     /// Ends the open stream, whatever it waits for.
     pub fn interrupt_stream(&self) {
-        if let Some((_, agent)) = lock(&self.inner.stream).take() {
-            agent.shutdown();
+        if let Some(open) = lock(&self.inner.stream).take() {
+            open.agent.shutdown();
         }
     }
 
     /// Ends the open stream unless it comes from `endpoint`.
     pub fn keep_streams_of(&self, endpoint: usize) {
-        let is_other = lock(&self.inner.stream).as_ref().is_some_and(|(open, _)| *open != endpoint);
+        let is_other = lock(&self.inner.stream).as_ref().is_some_and(|open| open.endpoint != endpoint);
         if is_other {
             self.interrupt_stream();
         }

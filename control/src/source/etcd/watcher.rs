@@ -1,7 +1,7 @@
 //! Follows everybody's leases, on a thread of its own: a list, a watch from the next revision on, and after any break the
 //! watch again from where it was; a new list only where etcd has forgotten the way there.
 
-use super::gateway::{Gateway, Stream};
+use super::gateway::{Gateway, Lines};
 use super::keeper::Order;
 use super::wire::{self, Watched};
 use super::{EtcdError, EtcdOptions, Shared};
@@ -121,12 +121,14 @@ impl Watcher {
             Some(position) => position,
             None => self.list()?,
         };
-        let mut stream = self.gateway.watch(&self.directory, position.revision + 1)?;
-        if !self.shared.register(&stream) {
-            return Ok(End::Broken("it is being stopped".into()));
+        let opening = self.gateway.opening();
+        if !self.shared.register(&opening) {
+            return Ok(End::Broken("it is being stopped, or to be listed again".into()));
         }
-        let end = self.take_in(&mut stream, &mut position);
+        let opened = self.gateway.watch(&opening, &self.directory, position.revision + 1);
+        let end = opened.map(|mut lines| self.take_in(&mut lines, &mut position));
         self.shared.unregister();
+        let end = end?;
         if self.position.is_some() {
             self.position = Some(position);
         }
@@ -144,11 +146,11 @@ impl Watcher {
         Ok(position)
     }
 
-    fn take_in(&mut self, stream: &mut Stream, position: &mut Position) -> End {
+    fn take_in(&mut self, lines: &mut Lines, position: &mut Position) -> End {
         let mut line = Vec::new();
         loop {
             line.clear();
-            match (&mut stream.lines).take(LINE_LEN_MAX).read_until(b'\n', &mut line) {
+            match lines.by_ref().take(LINE_LEN_MAX).read_until(b'\n', &mut line) {
                 Ok(0) => return End::Broken("etcd ended the stream".into()),
                 Ok(_) if line.last() != Some(&b'\n') => return End::Broken("etcd ended the stream".into()),
                 Ok(_) => {}

@@ -126,6 +126,12 @@ pub struct Event {
 }
 
 impl Event {
+    /// An event as etcd would send it.
+    #[cfg(test)]
+    pub fn of(kv: Kv, is_delete: bool) -> Event {
+        Event { kind: if is_delete { "DELETE".into() } else { String::new() }, kv }
+    }
+
     /// Whether the key is gone.
     pub fn is_delete(&self) -> bool {
         self.kind == "DELETE"
