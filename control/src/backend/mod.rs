@@ -2,7 +2,7 @@
 
 pub mod host_gw;
 mod peers;
-mod routes;
+pub mod routes;
 pub mod udp_tunnel;
 mod underlay;
 pub mod vxlan;

@@ -10,6 +10,7 @@ mod drain;
 mod drops;
 mod fallback;
 mod flannel;
+mod flannel_backends;
 mod forwarding;
 mod half;
 mod icmp;
