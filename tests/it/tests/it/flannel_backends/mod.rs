@@ -26,10 +26,10 @@ use weft_control::backend::vxlan::{PreviousMacs, VxlanBackend, VxlanConfig};
 use weft_control::flannel::external::{Families, InterfaceOptions, discover};
 use weft_control::flannel::{Backend, ExternalInterface, FlannelLease, LeaseAttrs, OwnLease, Reconciled, Subnets};
 use weft_lab::topology::Switched;
-use weft_lab::{Lab, Node, Ping, PingOutcome, ping};
+use weft_lab::{Lab, Node, Ping, PingOutcome, eventually, ping};
 use weft_netlink::{Link, Netlink, Route, RouteFilter};
 
-use crate::support::Family;
+use crate::support::{Family, TIMEOUT};
 
 const V4: Families = Families { v4: true, v6: false };
 const DUAL: Families = Families { v4: true, v6: true };
@@ -116,10 +116,15 @@ impl<B: Backend + Send> Member<B> {
         self.node.netlink()
     }
 
+    /// Pings until there is an answer: the kernel puts the local route of a new IPv6 address in later than the address
+    /// (`addrconf_dad_work`).
     fn reaches(&self, other: u8, family: Family) -> Result<()> {
         let to = family.overlay(other);
-        ping(&self.node, &Ping::to(to))?.reply().with_context(|| format!("from {} to {to}", self.node.name()))?;
-        Ok(())
+        let request = Ping { timeout: Duration::from_millis(500), ..Ping::to(to) };
+        eventually(TIMEOUT, || {
+            ping(&self.node, &request)?.reply().with_context(|| format!("from {} to {to}", self.node.name()))?;
+            Ok(())
+        })
     }
 
     fn does_not_reach(&self, other: u8) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The devices: made, kept over restarts, mended.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use weft_control::backend::vxlan::{PreviousMacs, VxlanBackend, VxlanConfig};
 use weft_control::flannel::{BackendError, ExternalInterface};
 use weft_lab::Lab;
@@ -109,8 +109,8 @@ fn what_is_lost_comes_back_with_everything_on_it() -> Result<()> {
             let after = member.node.link(name)?;
             assert_eq!((after.mac, after.mtu, after.vxlan), (before.mac, before.mtu, before.vxlan), "{what}");
             member.node.wait_running(name)?;
-            member.reaches(2, family)?;
-            member.settled(&peers)?;
+            member.reaches(2, family).context(what)?;
+            member.settled(&peers).context(what)?;
         }
     }
     Ok(())
