@@ -102,7 +102,7 @@ fn what_flannel_left_is_taken_over_and_what_others_made_is_reported() -> Result<
         netlink.delete_route(&ours)?;
         netlink.add_route(&Route::via_gateway(ours.dst, link, flannels))?;
         member.reconcile(&peers)?;
-        assert_eq!(member.routes("10.9.2.0/24")?, [ours.clone()]);
+        assert_eq!(member.routes("10.9.2.0/24")?, std::slice::from_ref(&ours));
     }
     netlink.delete_route(&ours)?;
     let foreign = Route { protocol: protocol::STATIC, gateway: Some(ip("192.0.2.55")), ..ours.clone() };
@@ -113,7 +113,7 @@ fn what_flannel_left_is_taken_over_and_what_others_made_is_reported() -> Result<
     ensure!(done.changes.is_empty() && done.notes.len() == 2, "{done:?}");
     assert!(done.notes[0].contains("ip route del 10.9.2.0/24 via 192.0.2.55 dev u0"), "{done:?}");
     assert!(done.notes[1].contains("`10.9.9.0/24 via 192.0.2.9` leads to no peer"), "{done:?}");
-    assert_eq!(member.routes("10.9.2.0/24")?, [foreign.clone()]);
+    assert_eq!(member.routes("10.9.2.0/24")?, std::slice::from_ref(&foreign));
     assert_eq!(member.routes("10.9.9.0/24")?, [unknown]);
     netlink.delete_route(&foreign)?;
     member.reconcile(&peers)?;

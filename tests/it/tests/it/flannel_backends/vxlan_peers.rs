@@ -164,7 +164,7 @@ fn a_route_of_somebody_else_is_left_and_reported() -> Result<()> {
     let rival = Route { protocol: protocol::STATIC, ..Route::via_link(net("10.9.2.0/24"), bridge.index) };
     netlink.add_route(&rival)?;
     let done = member.reconcile(&peers)?;
-    assert_eq!(member.routes("10.9.2.0/24")?, [rival.clone()]);
+    assert_eq!(member.routes("10.9.2.0/24")?, std::slice::from_ref(&rival));
     let note = &done.notes[0];
     assert!(note.contains("is taken by `10.9.2.0/24 dev cni0` (protocol 4)"), "{note}");
     assert!(note.contains("ip route del 10.9.2.0/24 dev cni0"), "{note}");
