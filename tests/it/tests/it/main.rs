@@ -11,6 +11,7 @@ mod drops;
 mod fallback;
 mod flannel;
 mod flanneld;
+mod flannel_backends;
 mod forwarding;
 mod half;
 mod hook;
