@@ -2,8 +2,8 @@
 
 pub mod host_gw;
 mod peers;
-pub mod udp;
 pub mod routes;
+pub mod udp;
 pub mod udp_tunnel;
 mod underlay;
 pub mod vxlan;

@@ -165,6 +165,19 @@ fn help_and_version_are_asked_for_in_each_usual_way() {
 }
 
 #[test]
+fn the_document_has_every_flag_with_its_default() {
+    let document = include_str!("../../../../docs/flannel.md");
+    for Flag { name, default, scope, .. } in FLAGS {
+        let row = document.lines().find(|line| line.starts_with(&format!("| `--{name}` |")));
+        let is_there = match scope {
+            Scope::Kubernetes => document.contains(&format!("`--{name}`")),
+            _ => row.is_some_and(|row| default.is_empty() || row.contains(&format!("| `{default}` |"))),
+        };
+        assert!(is_there, "--{name}: {row:?}");
+    }
+}
+
+#[test]
 fn the_password_is_never_shown() {
     let flags = flags(&["--etcd-username=flannel", "--etcd-password=hunter2"]);
     assert!(!format!("{flags:?}").contains("hunter2"), "{flags:?}");

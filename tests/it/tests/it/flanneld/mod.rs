@@ -44,8 +44,8 @@ const INTERVAL: Duration = Duration::from_millis(4);
 struct Cluster {
     hosts: Vec<Weft>,
     etcd: Etcd,
-    links: Vec<Link>,
-    switch: Node,
+    /// The cables and the switch, which last as long as the hosts.
+    _underlay: (Vec<Link>, Node),
     lab: Lab,
 }
 
@@ -60,7 +60,7 @@ impl Cluster {
             etcd.put(&format!("{PREFIX}/config"), config)?;
         }
         let hosts = hosts.iter().map(|node| Weft::new(&lab, node)).collect::<Result<_>>()?;
-        Ok(Some(Self { hosts, etcd, links, switch, lab }))
+        Ok(Some(Self { hosts, etcd, _underlay: (links, switch), lab }))
     }
 
     /// Starts the daemon on host `number`, counted from 1, with more flags.
