@@ -6,6 +6,7 @@
 //! | `NAME.sock` | weftd's control socket | weftd |
 //! | `NAME.log` | weftd's standard error | weftd |
 //! | `NAME.peers` | what flanneld's hooks told ([`crate::flannel::hook`]) | weft, atomically |
+//! | `NAME.rules` | by what a flannel daemon makes traffic rules | `weft flanneld` |
 //! | `NAME.lock` | who is at work on the tunnel | weft, under flock(2) |
 
 use crate::daemon::Process;
@@ -114,6 +115,11 @@ impl Paths {
         self.file("peers")
     }
 
+    /// By what a flannel daemon makes traffic rules.
+    pub fn rules(&self) -> PathBuf {
+        self.file("rules")
+    }
+
     fn state(&self) -> PathBuf {
         self.file("json")
     }
@@ -158,7 +164,7 @@ impl Paths {
         write().map_err(|source| StateError::File { path: path.clone(), source })
     }
 
-    /// Removes every file of the tunnel but the lock.
+    /// Removes every file of the tunnel but the lock and the word about rules, which outlive a tunnel.
     pub fn clear(&self) -> Result<(), StateError> {
         let hooks = [self.peers(), self.file("peers.new")];
         let files = [self.socket(), self.log(), self.file("json.new"), self.state()];
@@ -168,6 +174,7 @@ impl Paths {
     /// Removes every file of the tunnel, the lock last, and the directory if nothing else is in it.
     pub fn remove(&self, lock: Lock) -> Result<(), StateError> {
         self.clear()?;
+        remove_file(self.rules())?;
         remove_file(lock.path.clone())?;
         // Other tunnels' files, or an administrator's, keep the directory.
         let _ = fs::remove_dir(&self.dir);

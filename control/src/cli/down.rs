@@ -2,14 +2,17 @@
 
 use super::tunnel_args::{RunDirArgs, name_of, tunnel_error};
 use super::{CliError, Exit, output};
+use crate::causes;
+use crate::rules::{Mode, Programs, Rules, RulesError};
 use crate::state::Paths;
 use crate::tunnel::{TakenDown, TunnelError, take_down};
+use std::fs;
 use std::path::PathBuf;
 
 /// Take a tunnel down
 ///
-/// Lets weftd finish what it has read and end; device, address, routes, socket, log and state go. May be repeated, and
-/// works when weftd has died.
+/// Lets weftd finish what it has read and end; device, address, routes, socket, log and state go, and so do the traffic
+/// rules of `weft flanneld`. May be repeated, and works when weftd has died.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Tunnel file, or name of the tunnel
@@ -23,6 +26,8 @@ pub struct Args {
 pub fn run(args: Args) -> Result<Exit, CliError> {
     let name = name_of(&args.tunnel, &args.run_dir.run_dir)?;
     let paths = Paths::new(&args.run_dir.run_dir, &name);
+    let mode = fs::read_to_string(paths.rules()).unwrap_or_default();
+    let mode = Mode::BOTH.into_iter().find(|known| known.word() == mode.trim());
     let taken = take(&paths).map_err(|error| tunnel_error(&name, &error))?;
     output::print(match (taken.was_up, taken.weftd) {
         (false, _) => format!("{name}: was not up"),
@@ -32,7 +37,24 @@ pub fn run(args: Args) -> Result<Exit, CliError> {
     if let Some(left) = taken.left {
         eprintln!("{name}: not removed: {left}");
     }
+    let Some(mode) = mode else { return Ok(Exit::Ok) };
+    match remove_rules(mode) {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => {
+            output::print(format!("{name}: rules: {}", removed.join("; ")))?;
+        }
+        Err(error) => {
+            let error = anyhow::anyhow!("{name}: rules of {} are not removed: {}", mode.word(), causes::text(&error));
+            return Err(CliError { exit: Exit::Failed, error });
+        }
+    }
     Ok(Exit::Ok)
+}
+
+fn remove_rules(mode: Mode) -> Result<Vec<String>, RulesError> {
+    let (mut rules, mut notes) = Rules::start(mode, Programs::default())?;
+    notes.extend(rules.remove()?);
+    Ok(notes)
 }
 
 fn take(paths: &Paths) -> Result<TakenDown, TunnelError> {

@@ -39,6 +39,19 @@ pub enum Mode {
     Nftables,
 }
 
+impl Mode {
+    /// Both, for loops.
+    pub const BOTH: [Mode; 2] = [Mode::Iptables, Mode::Nftables];
+
+    /// What it is called in files and messages.
+    pub fn word(self) -> &'static str {
+        match self {
+            Mode::Iptables => "iptables",
+            Mode::Nftables => "nftables",
+        }
+    }
+}
+
 /// Why rules could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {

@@ -1,12 +1,15 @@
 //! The node's traffic rules, and its blackhole route, looked at every `--iptables-resync` seconds.
 
+use crate::backend::udp::tunnel_name;
 use crate::causes;
-use crate::flannel::flags::Flags;
+use crate::flannel::flags::{Flags, PREFIX};
 use crate::flannel::{NetConf, OwnLease};
 use crate::netlink::{Netlink, NetlinkError, Route, RouteFilter, RouteKind};
 use crate::rules::{Mode, Programs, Rules, RulesError, Wanted};
+use crate::state::Paths;
 use ipnet::IpNet;
-use tracing::{error, info};
+use std::fs;
+use tracing::{error, info, warn};
 
 /// Metric of the blackhole routes: behind every route that means to work, such as that of a bridge which carries the subnet,
 /// and before [`crate::link::SAFETY_METRIC`].
@@ -20,6 +23,8 @@ pub struct TrafficRules {
     forward: bool,
     blackhole: bool,
     mode: Mode,
+    /// Where `weft down` finds out that there are rules.
+    paths: Paths,
     /// Until the programs are found.
     rules: Option<Rules>,
     /// What was wrong last, so that it is said once.
@@ -36,6 +41,7 @@ impl TrafficRules {
             forward: flags.forward_rules,
             blackhole: flags.blackhole,
             mode,
+            paths: Paths::new(&flags.run_dir, &tunnel_name(&flags.etcd.prefix, PREFIX)),
             rules: None,
             failure: None,
         }
@@ -69,12 +75,22 @@ impl TrafficRules {
             let (rules, notes) = Rules::start(self.mode, Programs::default())?;
             notes.iter().for_each(|note| info!("rules: {note}"));
             self.rules = Some(rules);
+            self.record();
         }
         let Some(rules) = &mut self.rules else { return Ok(()) };
         let wanted = Wanted::of(own, self.masquerade, self.random_fully, self.forward);
         let changes = rules.apply(&wanted)?;
         changes.iter().for_each(|change| info!("rules: {change}"));
         Ok(())
+    }
+
+    fn record(&self) {
+        let path = self.paths.rules();
+        let made = self.paths.make_dir().map_err(|error| causes::text(&error));
+        let written = made.and_then(|()| fs::write(&path, self.mode.word()).map_err(|error| error.to_string()));
+        if let Err(why) = written {
+            warn!("{}: {why}; `weft down` will not remove the rules", path.display());
+        }
     }
 
     fn keep_blackhole(&self, own: &OwnLease, netlink: &mut Netlink) -> Result<(), NetlinkError> {

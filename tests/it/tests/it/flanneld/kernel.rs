@@ -120,7 +120,13 @@ fn with_ip_masq_the_rules_are_flannels_to_the_letter() -> Result<()> {
     eventually(TIMEOUT, || {
         ensure!(rules("nat")? == masquerade, "{:#?}", rules("nat")?);
         Ok(())
-    })
+    })?;
+    // They outlive the daemon, and go with the tunnel.
+    daemon.end()?;
+    assert_eq!(rules("nat")?, masquerade);
+    cluster.hosts[0].ok(&["down", "flannel"])?.prints(&["flannel: down", "rules:"])?;
+    ensure!(rules("nat")?.is_empty() && rules("filter")?.is_empty(), "{:?} {:?}", rules("nat")?, rules("filter")?);
+    Ok(())
 }
 
 #[test]
