@@ -1,1 +1,7 @@
-//! See docs/architecture.md.
+//! The end-to-end harness behind `weft-bench`: subjects side by side between two network namespaces.
+//!
+//! [`result`] is the schema of what a run writes; [`metric`] names what is measured.
+#![forbid(unsafe_code)]
+
+pub mod metric;
+pub mod result;
