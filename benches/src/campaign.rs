@@ -17,6 +17,7 @@ use weft_lab::measure::{Path, Run, Stop, Window};
 use weft_lab::topology::Pair;
 use weft_lab::{Lab, Ping, ping};
 
+use crate::iperf3;
 use crate::meter::Meter;
 use crate::progress::Progress;
 use crate::result::{Mode, Report, Sample, SubjectReport};
@@ -47,6 +48,8 @@ pub struct Campaign {
     pub rates_mbit: Vec<Option<u64>>,
     /// The workloads and their names.
     pub workloads: Vec<(String, Workload)>,
+    /// Ask iperf3, too, after each TCP workload in one direction.
+    pub cross_check: bool,
 }
 
 /// Two hosts with every subject between them, for one MTU and rate limit.
@@ -115,7 +118,7 @@ impl Campaign {
                     continue;
                 };
                 progress.step(&format!("{name}, {spec}"));
-                let (outcome, error) = match field.measure(subject.as_ref(), *workload, self.window, stop) {
+                let (outcome, error) = match field.measure(subject.as_ref(), *workload, self, stop) {
                     Ok((outcome, facts)) => {
                         field.note(spec, mode, &facts, report);
                         (outcome, None)
@@ -157,6 +160,7 @@ impl Field {
     /// Makes the hosts and sets every subject up. One that cannot be had is refused, with the reason in the report.
     fn new(campaign: &Campaign, lab: &Lab, mtu: u32, rate_mbit: Option<u64>, report: &mut Report) -> Result<Field> {
         let pair = Pair::new(lab, mtu)?;
+        pair.link.set_rate(rate_mbit.map(|rate| rate * 1_000_000))?;
         let mut field = Field { mtu, rate_mbit, subjects: Vec::new(), pair };
         for (number, spec) in (0..).zip(&campaign.subjects) {
             let site = Site { lab, link: &field.pair.link, mtu, number };
@@ -193,7 +197,7 @@ impl Field {
         &self,
         subject: &dyn Subject,
         workload: Workload,
-        window: Window,
+        campaign: &Campaign,
         stop: &Stop,
     ) -> Result<(Outcome, Facts)> {
         let Pair { a, b, .. } = &self.pair;
@@ -202,8 +206,12 @@ impl Field {
         let back = Path { from: b, to: a, address: address_a };
         let before = subject.facts()?;
         let mut meter = Meter::new(subject, [a, b]);
-        let mut outcome = workload.run(there, back, &mut Run { window, stop, watch: &mut meter })?;
+        let mut outcome = workload.run(there, back, &mut Run { window: campaign.window, stop, watch: &mut meter })?;
         meter.add_to(&mut outcome);
+        if let (true, Workload::Tcp { flows, both: false }) = (campaign.cross_check, workload) {
+            let found = iperf3::tcp_throughput(&there, flows, campaign.window.length, stop)?;
+            outcome.add("iperf3_throughput", found);
+        }
         let after = subject.facts()?;
         check(&before, &after)?;
         Ok((outcome, after))

@@ -4,11 +4,12 @@
 //! - [`subject`] sets the subjects up, [`campaign`] measures them in rounds, [`meter`] and [`proc`] read counters beside.
 //! - [`summary`] draws medians and ratios, [`table`] shows them; [`result`] is the schema of the JSON, [`metric`] names
 //!   what is measured.
-//! - [`host`] knows the machine, [`progress`] tells how far a run is.
+//! - [`iperf3`] is a witness; [`host`] knows the machine, [`progress`] tells how far a run is.
 #![forbid(unsafe_code)]
 
 pub mod campaign;
 pub mod host;
+pub mod iperf3;
 pub mod meter;
 pub mod metric;
 pub mod proc;

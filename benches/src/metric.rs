@@ -38,6 +38,7 @@ pub const METRICS: [Metric; 19] = [
     more("throughput", "bit/s", "payload that arrived intact"),
     more("pps", "1/s", "datagrams that arrived intact"),
     more("connects_per_s", "1/s", "TCP connections made, used for one byte each way, and closed"),
+    more("responses_per_s", "1/s", "responses that fit their requests"),
     less("latency_p50", "us", "half of the responses took at most so long"),
     less("latency_p99", "us", "99 of 100 responses took at most so long"),
     less("latency_p999", "us", "999 of 1000 responses took at most so long"),
@@ -49,7 +50,6 @@ pub const METRICS: [Metric; 19] = [
         "CPU seconds of the whole machine, softirq included, per 10^6 datagrams that arrived",
     ),
     side(more("offered_pps", "1/s", "datagrams that the sender's kernel took")),
-    side(more("responses_per_s", "1/s", "responses")),
     side(less("cpu_cores", "cores", "CPU seconds of the whole machine per second")),
     side(without_ratio(less("retransmits", "1/s", "TCP segments sent again on both hosts"))),
     side(without_ratio(less("reordered", "1/s", "TCP segments that came out of order on both hosts"))),
@@ -61,7 +61,7 @@ pub const METRICS: [Metric; 19] = [
     side(less("context_switches", "1/s", "context switches of the whole machine")),
     side(less("syscalls_per_packet", "", "weft: system calls of both weftd per inner packet")),
     side(less("rss", "bytes", "resident memory of the subject's processes on both hosts")),
-    side(more("iperf3_throughput", "bit/s", "what iperf3 found on the same path just after")),
+    more("iperf3_throughput", "bit/s", "what iperf3 found on the same path just after"),
 ];
 
 /// The metric of a name.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 /// A subject as asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubjectSpec {
-    /// As it was written; names the subject everywhere.
+    /// As it was written; of an external subject its NAME. Names the subject everywhere.
     pub name: String,
     /// What it is.
     pub kind: Kind,
@@ -23,6 +23,10 @@ pub enum Kind {
     Vxlan,
     /// A route, no tunnel; flannel's host-gw.
     HostGw,
+    /// WireGuard in userspace, if the program is installed.
+    WireguardGo,
+    /// Any program that makes a tunnel: a command line for the shell.
+    External(String),
 }
 
 /// Settings of weft; `None`: the default that `weft up` gives.
@@ -43,7 +47,7 @@ pub struct WeftSpec {
 }
 
 /// The subjects, for messages and `weft-bench list`: form and meaning.
-pub const FORMS: [(&str, &str); 9] = [
+pub const FORMS: [(&str, &str); 11] = [
     ("weft", "weft with the settings that `weft up` gives"),
     ("weft:engine=uring", "by io_uring; or engine=epoll"),
     ("weft:opener=simple", "one TUN queue without offloads; or opener=native"),
@@ -53,8 +57,15 @@ pub const FORMS: [(&str, &str); 9] = [
     ("weft:bin=PATH", "another build of weftd; settings combine: weft:bin=PATH,engine=epoll,spin=0"),
     ("vxlan", "kernel VXLAN as flannel programs it: VNI 1, permanent neighbour and forwarding entry"),
     ("host-gw", "a plain route, no tunnel"),
+    ("wireguard-go", "WireGuard in userspace, where the program is installed: it encrypts, the others do not"),
+    (
+        "external:NAME=COMMAND",
+        "any program, started on each host; benches/examples/ has some and says what they are told",
+    ),
 ];
 
+/// Each subject has an overlay network of its own, 10.100.0.0/16 to 10.199.0.0/16.
+const COUNT_MAX: usize = 100;
 const SWITCHES: [&str; 4] = ["udp-gso", "udp-gro", "tun-tso", "tun-uso"];
 
 impl SubjectSpec {
@@ -70,6 +81,14 @@ impl SubjectSpec {
             }
             ("vxlan", "") => Kind::Vxlan,
             ("host-gw", "") => Kind::HostGw,
+            ("wireguard-go", "") => Kind::WireguardGo,
+            ("external", settings) => {
+                let (name, command) = settings
+                    .split_once('=')
+                    .filter(|(name, command)| !name.trim().is_empty() && !command.trim().is_empty())
+                    .with_context(|| format!("`{text}`: expected external:NAME=COMMAND"))?;
+                return Ok(SubjectSpec { name: name.to_owned(), kind: Kind::External(command.to_owned()) });
+            }
             _ => bail!("`{text}` is no subject; `weft-bench list` shows them, such as weft, weft:engine=epoll, vxlan"),
         };
         Ok(SubjectSpec { name: text.to_owned(), kind })
@@ -78,7 +97,7 @@ impl SubjectSpec {
     /// Reads a list separated by commas. A piece such as `spin=0` belongs to the `weft:...` before it.
     ///
     /// # Errors
-    /// As [`SubjectSpec::parse`], or if one is there twice.
+    /// As [`SubjectSpec::parse`].
     pub fn parse_list(text: &str) -> Result<Vec<SubjectSpec>> {
         let mut texts: Vec<String> = Vec::new();
         for piece in text.split(',') {
@@ -91,15 +110,20 @@ impl SubjectSpec {
                 _ => texts.push(piece.to_owned()),
             }
         }
-        let specs = texts.iter().map(|text| SubjectSpec::parse(text)).collect::<Result<Vec<_>>>()?;
+        texts.iter().map(|text| SubjectSpec::parse(text)).collect()
+    }
+
+    /// Checks a whole list: as many as there are addresses for, and none twice.
+    ///
+    /// # Errors
+    /// Which one is wrong.
+    pub fn check(specs: &[SubjectSpec]) -> Result<()> {
+        ensure!(specs.len() <= COUNT_MAX, "{} subjects: expected at most {COUNT_MAX}", specs.len());
         for (index, spec) in specs.iter().enumerate() {
-            ensure!(
-                specs[..index].iter().all(|other| other.name != spec.name),
-                "subject `{}` is there twice",
-                spec.name
-            );
+            let is_new = specs[..index].iter().all(|other| other.name != spec.name);
+            ensure!(is_new, "subject `{}` is there twice", spec.name);
         }
-        Ok(specs)
+        Ok(())
     }
 }
 
@@ -116,6 +140,8 @@ impl Kind {
             Kind::Weft(_) => "weft",
             Kind::Vxlan => "vxlan",
             Kind::HostGw => "host-gw",
+            Kind::WireguardGo => "wireguard-go",
+            Kind::External(_) => "external",
         }
     }
 }
@@ -165,6 +191,13 @@ mod tests {
     }
 
     #[test]
+    fn an_external_subject_has_a_name_and_a_command() {
+        let specs = SubjectSpec::parse_list("external:mine=./tunnel -p $WEFT_BENCH_PORT,vxlan").unwrap();
+        assert_eq!((specs[0].name.as_str(), specs.len()), ("mine", 2));
+        assert_eq!(specs[0].kind, Kind::External("./tunnel -p $WEFT_BENCH_PORT".into()));
+    }
+
+    #[test]
     fn nonsense_is_answered_with_what_was_expected() {
         for (text, expected) in [
             ("wireguard", "weft-bench list"),
@@ -176,8 +209,11 @@ mod tests {
             ("weft:spin=fast", "expected a number"),
             ("weft:colour=red", "expected engine, opener"),
             ("weft,vxlan,weft", "is there twice"),
+            ("external:name", "external:NAME=COMMAND"),
+            ("external:=x", "external:NAME=COMMAND"),
         ] {
-            let error = format!("{:#}", SubjectSpec::parse_list(text).unwrap_err());
+            let checked = SubjectSpec::parse_list(text).and_then(|specs| SubjectSpec::check(&specs));
+            let error = format!("{:#}", checked.unwrap_err());
             assert!(error.contains(expected), "{text}: {error}");
         }
     }

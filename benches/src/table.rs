@@ -113,6 +113,7 @@ fn what_ran(subject: &SubjectReport) -> String {
     if !drops.is_empty() {
         parts.push(format!("dropped {}", drops.join(", ")));
     }
+    parts.extend(subject.command.as_ref().filter(|_| subject.kind == "external").cloned());
     parts.extend(subject.notes.iter().cloned());
     format!("{}: {}", subject.name, parts.join(", "))
 }

@@ -1,10 +1,9 @@
 //! The workloads: their names, and how each is run on the path of a subject.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use anyhow::{Context, Result, bail, ensure};
-use weft_lab::measure::{Blast, Latency, Path, Run, tcp_connects, tcp_latency, tcp_throughput, udp_blast};
+use weft_lab::measure::{Blast, Latency, Path, Run, tcp_connects, tcp_flows, tcp_latency, tcp_throughput, udp_blast};
 
 /// One way of making traffic.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,12 +32,14 @@ pub enum Workload {
         /// Bulk TCP flows beside it.
         bulk_flows: usize,
     },
+    /// TCP request and response on many connections at once.
+    Flows,
     /// TCP connections, one after the other.
     Connects,
 }
 
 /// The workloads, for messages and `weft-bench list`: form and meaning.
-pub const FORMS: [(&str, &str); 10] = [
+pub const FORMS: [(&str, &str); 11] = [
     ("tcpN", "bulk TCP through N connections: tcp1, tcp4, tcp16"),
     ("tcpN-both", "in both directions at once, N connections each"),
     ("udpLEN", "datagrams of LEN bytes, 64 per system call, as many as the kernel takes: udp64, udp512, udp1400"),
@@ -47,8 +48,12 @@ pub const FORMS: [(&str, &str); 10] = [
     ("udpgso@RATE", "RATE payload bits per second: udpgso@5g"),
     ("rr", "TCP request and response of 64 bytes, one at a time"),
     ("rr-load", "the same while tcp4 runs beside it"),
+    ("flows", "request and response on 64 connections at once"),
     ("connect", "TCP connections: connect, a byte each way, close; two clients"),
-    ("all", "tcp1 tcp4 tcp16 tcp1-both tcp4-both udp64 udp512 udp1400 udp64@200k udpgso udpgso@5g rr rr-load connect"),
+    (
+        "all",
+        "tcp1 tcp4 tcp16 tcp1-both tcp4-both udp64 udp512 udp1400 udp64@200k udpgso udpgso@5g rr rr-load flows connect",
+    ),
 ];
 
 const FLOWS_MAX: usize = 256;
@@ -58,6 +63,8 @@ const PAYLOAD_LEN_MAX: usize = 1422;
 const PAYLOAD_LEN_MIN: usize = 16;
 /// Clients of [`Workload::Connects`].
 const CLIENT_COUNT: usize = 2;
+/// Connections of [`Workload::Flows`].
+const SMALL_FLOWS: usize = 64;
 /// Bulk flows beside `rr-load`.
 const BULK_FLOWS: usize = 4;
 /// Points of a latency distribution.
@@ -104,6 +111,7 @@ impl Workload {
             "udpgso" => Workload::UdpSegmented { rate },
             "rr" => Workload::Latency { bulk_flows: 0 },
             "rr-load" => Workload::Latency { bulk_flows: BULK_FLOWS },
+            "flows" => Workload::Flows,
             "connect" => Workload::Connects,
             _ => {
                 if let Some(flows) = word.strip_prefix("tcp") {
@@ -167,6 +175,7 @@ impl Workload {
                 outcome.blast(&there, Blast { rate, ..blast }, run)?;
             }
             Workload::Latency { bulk_flows } => outcome.latency(&tcp_latency(&there, bulk_flows, run)?),
+            Workload::Flows => outcome.latency(&tcp_flows(&there, SMALL_FLOWS, run)?),
             Workload::Connects => {
                 let connects = tcp_connects(&there, CLIENT_COUNT, run)?;
                 outcome.add("connects_per_s", connects.per_second());
@@ -215,19 +224,6 @@ pub fn parse_rate(text: &str) -> Result<f64> {
     Ok(number.with_context(|| format!("rate `{text}`: expected a number of 1 or more, such as 200k, 5g"))? * factor)
 }
 
-impl fmt::Display for Workload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Workload::Tcp { flows, both } => write!(f, "TCP, {flows} flows{}", if *both { " each way" } else { "" }),
-            Workload::Udp { payload_len, .. } => write!(f, "UDP, {payload_len} bytes"),
-            Workload::UdpSegmented { .. } => f.write_str("UDP, segmented"),
-            Workload::Latency { bulk_flows: 0 } => f.write_str("request/response"),
-            Workload::Latency { .. } => f.write_str("request/response under load"),
-            Workload::Connects => f.write_str("connections"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,7 +243,7 @@ mod tests {
         assert_eq!(Workload::parse("udp64@200k").unwrap(), Workload::Udp { payload_len: 64, rate: Some(200e3) });
         assert_eq!(Workload::parse("udpgso@5g").unwrap(), Workload::UdpSegmented { rate: Some(5e9) });
         assert_eq!(Workload::parse("tcp4-both").unwrap(), Workload::Tcp { flows: 4, both: true });
-        assert_eq!(Workload::parse_list("all").unwrap().len(), 14);
+        assert_eq!(Workload::parse_list("all").unwrap().len(), 15);
     }
 
     #[test]

@@ -12,14 +12,16 @@ use weft_bench::campaign::{self, Campaign};
 use weft_bench::progress::Progress;
 use weft_bench::result::{Mode, Plan, Report, SCHEMA};
 use weft_bench::spec::{Kind, SubjectSpec};
-use weft_bench::workload::Workload;
-use weft_bench::{host, table};
+use weft_bench::workload::{Workload, parse_rate};
+use weft_bench::{host, iperf3, table};
 use weft_lab::measure::{Stop, Window};
 
 /// Exit code for arguments that cannot be meant.
 const USAGE: u8 = 2;
 /// A machine on which others use more than this part of the CPU time is no place for measurements.
 const LOAD_MAX: f64 = 0.15;
+/// What ratios are against unless another subject is named.
+const BASELINE: &str = "vxlan";
 /// The smallest and largest MTU of the underlay.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 1500..=65_000;
 
@@ -29,6 +31,9 @@ pub struct RunArgs {
     /// Subjects, separated by commas; `weft-bench list` shows them
     #[arg(long, value_name = "LIST", default_value = "weft,vxlan,host-gw")]
     subjects: String,
+    /// One more subject, which may contain commas; may be given several times
+    #[arg(long = "subject", value_name = "SUBJECT")]
+    more: Vec<String>,
     /// How packets cross the link: offload (super-packets whole), wire (at MTU size)
     #[arg(long, value_name = "LIST", default_value = "offload,wire")]
     modes: String,
@@ -38,6 +43,9 @@ pub struct RunArgs {
     /// MTUs of the underlay, bytes, separated by commas
     #[arg(long, value_name = "LIST", default_value = "1500")]
     mtu: String,
+    /// Rate limits of the link, bit/s, separated by commas, such as 1g; none: no limit
+    #[arg(long, value_name = "LIST", default_value = "none")]
+    rate: String,
     /// Rounds: how often each measurement is repeated [default: 5; with --quick: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
@@ -50,9 +58,12 @@ pub struct RunArgs {
     /// One short round: under 90 seconds in all with the default subjects and workloads
     #[arg(long)]
     quick: bool,
-    /// The subject that ratios are against
-    #[arg(long, value_name = "SUBJECT", default_value = "vxlan")]
-    baseline: String,
+    /// The subject that ratios are against [default: vxlan, if it is among the subjects]
+    #[arg(long, value_name = "SUBJECT")]
+    baseline: Option<String>,
+    /// Ask iperf3, too, after each TCP workload in one direction
+    #[arg(long)]
+    cross_check: bool,
     /// Write everything to a file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -86,14 +97,24 @@ impl RunArgs {
         let default = |full: f64, quick: f64| if self.quick { quick } else { full };
         let length = seconds("--seconds", self.seconds.unwrap_or(default(2.0, 0.5)), 0.1)?;
         let warm_up = seconds("--warm-up", self.warm_up.unwrap_or(default(0.3, 0.2)), 0.0)?;
+        let mut subjects = SubjectSpec::parse_list(&self.subjects).context("--subjects")?;
+        for text in &self.more {
+            subjects.push(SubjectSpec::parse(text).context("--subject")?);
+        }
+        SubjectSpec::check(&subjects)?;
+        if let Some(baseline) = &self.baseline {
+            let is_there = subjects.iter().any(|spec| spec.name == *baseline);
+            ensure!(is_there, "--baseline {baseline}: expected one of the subjects");
+        }
         Ok(Campaign {
             rounds: self.rounds.unwrap_or(if self.quick { 1 } else { 5 }),
             window: Window { warm_up, length },
-            subjects: SubjectSpec::parse_list(&self.subjects).context("--subjects")?,
+            subjects,
             modes: list("--modes", &self.modes, mode)?,
             mtus: list("--mtu", &self.mtu, mtu)?,
-            rates_mbit: vec![None],
+            rates_mbit: list("--rate", &self.rate, rate)?,
             workloads: Workload::parse_list(&self.workloads).context("--workloads")?,
+            cross_check: self.cross_check,
         })
     }
 
@@ -102,6 +123,9 @@ impl RunArgs {
         let has_weft = campaign.subjects.iter().any(|spec| matches!(spec.kind, Kind::Weft(_)));
         if has_weft {
             weft_lab::weftd_binary()?;
+        }
+        if self.cross_check {
+            iperf3::check_installed().context("--cross-check")?;
         }
         let debug_build = cfg!(debug_assertions) || campaign.subjects.iter().any(is_debug_build);
         if debug_build && !self.force {
@@ -159,7 +183,7 @@ impl RunArgs {
                 rounds: campaign.rounds,
                 seconds: campaign.window.length.as_secs_f64(),
                 warm_up: campaign.window.warm_up.as_secs_f64(),
-                baseline: names.contains(&self.baseline).then(|| self.baseline.clone()),
+                baseline: self.baseline.clone().or_else(|| names.iter().find(|name| *name == BASELINE).cloned()),
                 subjects: names,
                 modes: campaign.modes.clone(),
                 mtus: campaign.mtus.clone(),
@@ -199,6 +223,16 @@ fn mode(text: &str) -> Result<Mode> {
 fn mtu(text: &str) -> Result<u32> {
     let expected = || format!("`{text}`: expected {} to {} bytes", MTU_RANGE.start(), MTU_RANGE.end());
     text.parse().ok().filter(|mtu| MTU_RANGE.contains(mtu)).with_context(expected)
+}
+
+/// Mbit/s; `None`: no limit.
+fn rate(text: &str) -> Result<Option<u64>> {
+    if text == "none" {
+        return Ok(None);
+    }
+    let bits = parse_rate(text)?;
+    ensure!(bits >= 1e6, "`{text}`: expected 1m (1 Mbit/s) or more, or none");
+    Ok(Some((bits / 1e6).round() as u64))
 }
 
 fn seconds(flag: &str, value: f64, min: f64) -> Result<Duration> {

@@ -9,8 +9,10 @@
 //!
 //! All of them are up all the time; one that carries nothing costs nothing, which [`crate::campaign`] relies on.
 
+mod external;
 mod kernel;
 mod weft;
+mod wireguard;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -123,7 +125,19 @@ impl Site<'_> {
             Kind::Weft(weft) => Box::new(weft::Weft::new(self, weft)?),
             Kind::Vxlan => Box::new(kernel::Vxlan::new(self)?),
             Kind::HostGw => Box::new(kernel::HostGw::new(self)?),
+            Kind::WireguardGo => Box::new(wireguard::Wireguard::new(self)?),
+            Kind::External(command) => Box::new(external::External::new(self, command)?),
         })
+    }
+}
+
+/// The first UDP port; subjects take one each.
+const PORT: u16 = 8285;
+
+impl Site<'_> {
+    /// A UDP port that no other subject uses.
+    pub fn port(&self) -> u16 {
+        PORT + u16::from(self.number)
     }
 }
 

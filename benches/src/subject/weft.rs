@@ -10,8 +10,6 @@ use weft_proto::{PeerSpec, RouteSet, RouteSpec, StatsReport, StatusReport};
 use super::{Facts, Site, Subject, Work, underlay};
 use crate::spec::WeftSpec;
 
-/// The first UDP port; subjects take one each.
-const PORT: u16 = 8285;
 /// IPv4 and UDP header.
 const OVERHEAD_LEN: u32 = 28;
 
@@ -31,7 +29,7 @@ impl Weft {
     /// If a daemon does not start or refuses its table.
     pub fn new(site: &Site<'_>, spec: &WeftSpec) -> Result<Self> {
         let tun = format!("weft{}", site.number);
-        let port = PORT + u16::from(site.number);
+        let port = site.port();
         let options = WeftdOptions {
             binary: spec.binary.clone(),
             engine: spec.engine.clone(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use weft_lab::Lab;
 use weft_lab::measure::{
-    Blast, Path, Run, Stop, Stopped, Watch, Window, tcp_connects, tcp_latency, tcp_throughput, udp_blast,
+    Blast, Path, Run, Stop, Stopped, Watch, Window, tcp_connects, tcp_flows, tcp_latency, tcp_throughput, udp_blast,
 };
 use weft_lab::topology::Pair;
 
@@ -43,6 +43,8 @@ fn throughput_rates_and_latency_are_measured_over_both_families() -> Result<()> 
             let latency = tcp_latency(&path, bulk_flows, run)?;
             assert!(latency.times.len() > 10 && latency.quantile_us(0.5) <= latency.quantile_us(0.99), "{latency:?}");
         }
+        let latency = tcp_flows(&path, 16, run)?;
+        assert!(latency.per_second() > 100.0, "{latency:?}");
         let connects = tcp_connects(&path, 2, run)?;
         assert!(connects.per_second() > 100.0, "{connects:?}");
     }
@@ -110,12 +112,13 @@ fn a_watch_sees_both_ends_of_the_window_of_every_measurement() -> Result<()> {
 }
 
 /// One of each kind.
-fn measurements<'a>(path: &'a Path<'a>) -> [Measurement<'a>; 5] {
+fn measurements<'a>(path: &'a Path<'a>) -> [Measurement<'a>; 6] {
     [
         Box::new(|run| tcp_throughput(&[*path], 4, run).map(drop)),
         Box::new(|run| udp_blast(path, Blast::singly(64), run).map(drop)),
         Box::new(|run| tcp_latency(path, 0, run).map(drop)),
         Box::new(|run| tcp_latency(path, 2, run).map(drop)),
+        Box::new(|run| tcp_flows(path, 16, run).map(drop)),
         Box::new(|run| tcp_connects(path, 2, run).map(drop)),
     ]
 }

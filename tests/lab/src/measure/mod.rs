@@ -4,6 +4,7 @@
 //! - [`udp_blast`]: datagrams per second that arrive, small or in super-packets, at the highest rate or at a given one.
 //! - [`tcp_latency`]: round-trip times of a small request and its response, one at a time, on an idle path or beside
 //!   bulk TCP.
+//! - [`tcp_flows`]: the same on many connections at once.
 //! - [`tcp_connects`]: connections per second.
 //!
 //! Payload is checked on arrival in each of them: a wrong byte is an error, not a number. Every measurement counts at the
@@ -19,6 +20,7 @@ mod pattern;
 mod stop;
 mod tcp;
 mod tcp_latency;
+mod tcp_many;
 mod udp;
 
 use std::net::IpAddr;
@@ -33,6 +35,7 @@ pub use hdrhistogram::Histogram;
 pub use stop::{Stop, Stopped};
 pub use tcp::tcp_throughput;
 pub use tcp_latency::{Latency, REQUEST_LEN, tcp_latency};
+pub use tcp_many::tcp_flows;
 pub use udp::{Blast, Blasted, udp_blast};
 
 use crate::Node;

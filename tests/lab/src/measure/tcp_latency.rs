@@ -20,7 +20,7 @@ const RTT_NS_MAX: u64 = 10_000_000_000;
 /// Significant decimal digits of the histogram.
 const RTT_DIGITS: u8 = 3;
 
-/// What came of [`tcp_latency`].
+/// What came of [`tcp_latency`] or [`super::tcp_flows`].
 #[derive(Debug, Clone)]
 pub struct Latency {
     /// Round-trip times within the window, in nanoseconds.
@@ -78,7 +78,7 @@ fn respond(mut stream: &TcpStream) -> Result<()> {
 /// The warm-up, then the window.
 fn measure(stream: &TcpStream, run: &mut Run<'_>) -> Result<Latency> {
     let mut requests = Requests { stream, pattern: Pattern::new(REQUEST_LEN), number: 0 };
-    let mut times = Histogram::new_with_bounds(1, RTT_NS_MAX, RTT_DIGITS).expect("the bounds are constants");
+    let mut times = new_histogram();
     let started = Instant::now();
     while started.elapsed() < run.window.warm_up {
         run.stop.check()?;
@@ -88,12 +88,20 @@ fn measure(stream: &TcpStream, run: &mut Run<'_>) -> Result<Latency> {
     let (cpu, started) = (CpuTime::now()?, Instant::now());
     while started.elapsed() < run.window.length {
         run.stop.check()?;
-        times.saturating_record(u64::try_from(requests.ask()?.as_nanos()).unwrap_or(RTT_NS_MAX));
+        record(&mut times, requests.ask()?);
     }
     let (elapsed, cpu) = (started.elapsed(), CpuTime::now()?.since(cpu));
     run.watch.close()?;
     ensure!(!times.is_empty(), "no response within {:?}", run.window.length);
     Ok(Latency { times, elapsed, cpu })
+}
+
+pub(super) fn new_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, RTT_NS_MAX, RTT_DIGITS).expect("the bounds are constants")
+}
+
+pub(super) fn record(times: &mut Histogram<u64>, rtt: Duration) {
+    times.saturating_record(u64::try_from(rtt.as_nanos()).unwrap_or(RTT_NS_MAX));
 }
 
 struct Requests<'a> {
@@ -121,7 +129,7 @@ impl Requests<'_> {
 }
 
 /// The response to a request: every bit inverted, so that a reflected request is not taken for it.
-fn response_to(request: &[u8; REQUEST_LEN]) -> [u8; REQUEST_LEN] {
+pub(super) fn response_to(request: &[u8; REQUEST_LEN]) -> [u8; REQUEST_LEN] {
     request.map(|byte| !byte)
 }
 
