@@ -46,7 +46,7 @@ pub struct RunArgs {
     /// Rate limits of the link, bit/s, separated by commas, such as 1g; none: no limit
     #[arg(long, value_name = "LIST", default_value = "none")]
     rate: String,
-    /// Rounds: how often each measurement is repeated [default: 5; with --quick: 1]
+    /// Rounds: how often each measurement is repeated [default: 5; with --quick: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
     /// Length of one measurement, seconds [default: 2; with --quick: 0.5]
@@ -55,7 +55,7 @@ pub struct RunArgs {
     /// Traffic before a measurement counts, seconds [default: 0.3; with --quick: 0.2]
     #[arg(long, value_name = "SECONDS")]
     warm_up: Option<f64>,
-    /// One short round: under 90 seconds in all with the default subjects and workloads
+    /// Two short rounds: under 90 seconds in all with the default subjects and workloads
     #[arg(long)]
     quick: bool,
     /// The subject that ratios are against [default: vxlan, if it is among the subjects]
@@ -107,7 +107,7 @@ impl RunArgs {
             ensure!(is_there, "--baseline {baseline}: expected one of the subjects");
         }
         Ok(Campaign {
-            rounds: self.rounds.unwrap_or(if self.quick { 1 } else { 5 }),
+            rounds: self.rounds.unwrap_or(if self.quick { 2 } else { 5 }),
             window: Window { warm_up, length },
             subjects,
             modes: list("--modes", &self.modes, mode)?,
