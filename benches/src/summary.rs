@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+pub use weft_lab::measure::median;
+
 use crate::metric::{METRICS, Metric};
 use crate::result::{Ratio, Report, Sample, SubjectReport, Summary};
 
@@ -107,18 +109,6 @@ fn is_refused(subjects: &[SubjectReport], sample: &Sample) -> bool {
             && subject.name == sample.subject
             && (subject.mode, subject.mtu, subject.rate_mbit) == (sample.mode, sample.mtu, sample.rate_mbit)
     })
-}
-
-/// The middle value; of an even number of values, the mean of the middle two.
-pub fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => None,
-        odd if odd % 2 == 1 => Some(sorted[middle]),
-        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
-    }
 }
 
 #[cfg(test)]
@@ -251,12 +241,5 @@ pub(crate) mod tests {
         assert_eq!(Report::from_json(&json).unwrap(), report);
         let later = json.replacen("\"schema\":1", "\"schema\":2", 1);
         assert!(Report::from_json(&later).unwrap_err().to_string().contains("schema 2"));
-    }
-
-    #[test]
-    fn the_median_of_an_even_number_lies_between() {
-        assert_eq!(median(&[]), None);
-        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
     }
 }

@@ -13,13 +13,13 @@ use std::time::Duration;
 use anyhow::Result;
 use weft_lab::Mode;
 use weft_lab::measure::{
-    Blast, Histogram, Path, Run, Stop, Stopped, Throughput, Window, tcp_latency, tcp_throughput, udp_blast,
+    Blast, Histogram, Path, Run, Stop, Stopped, Throughput, Window, median, tcp_latency, tcp_throughput, udp_blast,
 };
 
 use super::Options;
 use super::hosts::Hosts;
 use super::progress::Progress;
-use super::report::{CableMode, Measurement, Metric, Subject, median};
+use super::report::{CableMode, Measurement, Metric, Subject};
 
 /// Traffic before each measurement counts.
 const WARM_UP: Duration = Duration::from_millis(100);

@@ -177,3 +177,27 @@ fn join<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>, what: &'static 
 fn unless_over(over: &AtomicBool, outcome: Result<()>) -> Result<()> {
     if over.load(Ordering::Relaxed) { Ok(()) } else { outcome }
 }
+
+/// The middle value; of an even number of values, the mean of the middle two; `None` without any.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        odd if odd % 2 == 1 => Some(sorted[middle]),
+        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+}
