@@ -3,13 +3,16 @@
 PREFIX ?= /usr/local
 ARGS ?=
 
-.PHONY: help demo test build check unit lab fuzz-replay bench-smoke install
+.PHONY: help demo bench test build check unit lab fuzz-replay bench-smoke install
 
 help: ## List the actions
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-20s %s\n", $$1, $$2 }'
 
 demo: ## Install what is missing, build, and show two hosts talking through weft (root; ARGS="--json" passes flags on)
 	@scripts/demo $(ARGS)
+
+bench: ## Build, and measure weft beside kernel VXLAN (root; ARGS="--quick" and others: `weft-bench run --help`)
+	@scripts/bench $(ARGS)
 
 test: ## Install what is missing and run everything that CI runs (without root all but the lab tests)
 	@scripts/prerequisites tests

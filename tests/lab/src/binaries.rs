@@ -21,6 +21,14 @@ pub fn weft_binary() -> Result<PathBuf> {
     find("WEFT_BIN", "weft", "weft-control")
 }
 
+/// The `weft-bench` to test: `$WEFT_BENCH_BIN`, or the one built in the same target directory as this test.
+///
+/// # Errors
+/// If it is not built; the error says how to.
+pub fn weft_bench_binary() -> Result<PathBuf> {
+    find("WEFT_BENCH_BIN", "weft-bench", "weft-bench")
+}
+
 fn find(variable: &str, name: &str, package: &str) -> Result<PathBuf> {
     if let Some(path) = env::var_os(variable).map(PathBuf::from) {
         if !path.is_file() {

@@ -44,7 +44,7 @@ mod weftd;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-pub use binaries::{weft_binary, weftd_binary};
+pub use binaries::{weft_bench_binary, weft_binary, weftd_binary};
 pub use capture::{Capture, Frame};
 pub use etcd::{Etcd, EtcdRecord, EtcdTls};
 pub use ethtool::{features, set_features};
