@@ -3,5 +3,8 @@
 //! [`result`] is the schema of what a run writes; [`metric`] names what is measured.
 #![forbid(unsafe_code)]
 
+pub mod compare;
 pub mod metric;
+pub mod report;
 pub mod result;
+pub mod targets;
