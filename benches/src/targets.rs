@@ -118,7 +118,8 @@ pub fn judge(report: &Report) -> Vec<Judged> {
                 target: *target,
                 ratio: ratio.map(|ratio| (*ratio).clone()),
                 reached: ratio.map(|ratio| of(ratio.median)),
-                unanimous: ratio.is_some_and(|ratio| of(ratio.min) == of(ratio.median) && of(ratio.max) == of(ratio.median)),
+                unanimous: ratio
+                    .is_some_and(|ratio| of(ratio.min) == of(ratio.median) && of(ratio.max) == of(ratio.median)),
             }
         })
         .collect()
@@ -180,7 +181,10 @@ mod tests {
         let tcp = find(Mode::Wire, "tcp1", "throughput");
         assert_eq!([1.1, 1.2, 1.7].map(|value| reached(&tcp, value)), [Reached::Neither, Reached::Must, Reached::Aim]);
         let latency = find(Mode::Wire, "rr", "latency_p50");
-        assert_eq!([0.7, 0.6, 0.3].map(|value| reached(&latency, value)), [Reached::Neither, Reached::Must, Reached::Aim]);
+        assert_eq!(
+            [0.7, 0.6, 0.3].map(|value| reached(&latency, value)),
+            [Reached::Neither, Reached::Must, Reached::Aim]
+        );
     }
 
     #[test]

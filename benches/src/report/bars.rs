@@ -165,7 +165,14 @@ pub fn draw(out: &mut Markup, bars: &Bars, scale: &Scale, frame: Frame) {
     let mut top = frame.top + TITLE_HEIGHT + AXIS_HEIGHT;
     for group in &bars.groups {
         if let Some(better) = group.better {
-            shade(out, scale, bars.line, better, (left, right), (top, top + frame.group_height(group) - GROUP_GAP / 2.0));
+            shade(
+                out,
+                scale,
+                bars.line,
+                better,
+                (left, right),
+                (top, top + frame.group_height(group) - GROUP_GAP / 2.0),
+            );
         }
         top += frame.group_height(group);
     }
@@ -201,7 +208,14 @@ pub fn draw(out: &mut Markup, bars: &Bars, scale: &Scale, frame: Frame) {
 }
 
 /// Marks the better side.
-fn shade(out: &mut Markup, scale: &Scale, line: f64, better: Better, (left, right): (f64, f64), (top, bottom): (f64, f64)) {
+fn shade(
+    out: &mut Markup,
+    scale: &Scale,
+    line: f64,
+    better: Better,
+    (left, right): (f64, f64),
+    (top, bottom): (f64, f64),
+) {
     let (from, to) = match better {
         Better::More => (scale.at(line), right),
         Better::Less => (left, scale.at(line)),
@@ -244,7 +258,16 @@ fn draw_row(out: &mut Markup, row: &Row, scale: &Scale, line: f64, frame: Frame,
         out.nest("g", &[("class", "bar".into())], |out| {
             out.leaf("title", &[], &bar.title);
             // The whole width answers the pointer, not the thin bar alone.
-            out.empty("rect", &rect("touch", left, top - BAR_GAP / 2.0, right - left + frame.figure_width, frame.bar_height + BAR_GAP));
+            out.empty(
+                "rect",
+                &rect(
+                    "touch",
+                    left,
+                    top - BAR_GAP / 2.0,
+                    right - left + frame.figure_width,
+                    frame.bar_height + BAR_GAP,
+                ),
+            );
             let (from, to) = (scale.at(line), scale.at(bar.median));
             out.empty("rect", &rect(&bar.class, from.min(to), top, (from - to).abs(), frame.bar_height));
             spread(out, bar, scale, middle, frame.bar_height);
@@ -253,7 +276,11 @@ fn draw_row(out: &mut Markup, row: &Row, scale: &Scale, line: f64, frame: Frame,
             }
             let classes = format!("figure end {}", bar.figure_class);
             let x = right + frame.figure_width;
-            out.leaf("text", &[("class", (&classes).into()), ("x", x.into()), ("y", (middle + 4.0).into())], &bar.figure);
+            out.leaf(
+                "text",
+                &[("class", (&classes).into()), ("x", x.into()), ("y", (middle + 4.0).into())],
+                &bar.figure,
+            );
         });
     }
 }

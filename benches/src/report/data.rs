@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::metric;
 use crate::result::{Mode, Ratio, Report, Sample, Summary};
+use crate::{metric, summary};
 
 /// The conditions of the link between the hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,14 +82,7 @@ impl<'a> Samples<'a> {
     }
 
     /// A metric divided by the baseline's of the same round, for the rounds that have both.
-    pub fn ratios(
-        &self,
-        link: Link,
-        workload: &str,
-        subject: &str,
-        baseline: &str,
-        metric: &str,
-    ) -> Vec<(u32, f64)> {
+    pub fn ratios(&self, link: Link, workload: &str, subject: &str, baseline: &str, metric: &str) -> Vec<(u32, f64)> {
         let below: BTreeMap<u32, f64> = self.rounds(link, workload, baseline, metric).into_iter().collect();
         self.rounds(link, workload, subject, metric)
             .into_iter()
@@ -153,16 +146,9 @@ pub fn metric_words(name: &str) -> &str {
     }
 }
 
-/// The middle value; of an even number of them the mean of the middle two. `None` without values.
+/// As [`summary::median`], of whatever yields values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => None,
-        odd if odd % 2 == 1 => Some(values[middle]),
-        _ => Some(values[middle - 1] / 2.0 + values[middle] / 2.0),
-    }
+    summary::median(&values.into_iter().collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -182,12 +168,5 @@ mod tests {
         for (name, words) in told {
             assert_eq!(workload_words(name), words);
         }
-    }
-
-    #[test]
-    fn the_median_of_an_even_number_is_between_the_middle_two() {
-        assert_eq!(median([3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), Some(2.5));
-        assert_eq!(median([]), None);
     }
 }

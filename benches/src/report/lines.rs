@@ -28,8 +28,8 @@ const BUCKET_S: f64 = 0.1;
 
 /// Parts of the responses at which the rounds of a distribution are brought together.
 const PARTS: [f64; 25] = [
-    0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.985, 0.99,
-    0.993, 0.996, 0.998, 0.999,
+    0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.985,
+    0.99, 0.993, 0.996, 0.998, 0.999,
 ];
 
 /// Draws the distributions of the latencies of a workload. `None` if nobody has any.
@@ -79,13 +79,20 @@ pub fn over_time(
     classes: &dyn Fn(&str) -> String,
 ) -> Option<Markup> {
     let lines = lines(report, classes, |subject| {
-        let rounds: Vec<Vec<(f64, f64)>> =
-            samples.of(link, workload, subject).iter().map(|sample| speeds(sample)).filter(|points| !points.is_empty()).collect();
+        let rounds: Vec<Vec<(f64, f64)>> = samples
+            .of(link, workload, subject)
+            .iter()
+            .map(|sample| speeds(sample))
+            .filter(|points| !points.is_empty())
+            .collect();
         let longest = rounds.iter().map(Vec::len).max().unwrap_or(0);
         let median = (0..longest)
             .filter_map(|index| {
                 let at = rounds.iter().filter_map(|points| points.get(index));
-                Some((rounds.iter().find_map(|points| points.get(index))?.0, data::median(at.map(|(_, speed)| *speed))?))
+                Some((
+                    rounds.iter().find_map(|points| points.get(index))?.0,
+                    data::median(at.map(|(_, speed)| *speed))?,
+                ))
             })
             .collect();
         let value = data::median(samples.rounds(link, workload, subject, "throughput").into_iter().map(|(_, v)| v));
@@ -150,17 +157,37 @@ fn draw(title: &str, below: &str, lines: &[Line], (x, x_ticks): Axis<'_>, (y, y_
             let at = x.at(*value);
             out.empty(
                 "line",
-                &[("class", "grid".into()), ("x1", at.into()), ("x2", at.into()), ("y1", TOP.into()), ("y2", BOTTOM.into())],
+                &[
+                    ("class", "grid".into()),
+                    ("x1", at.into()),
+                    ("x2", at.into()),
+                    ("y1", TOP.into()),
+                    ("y2", BOTTOM.into()),
+                ],
             );
-            out.leaf("text", &[("class", "tick middle".into()), ("x", at.into()), ("y", (BOTTOM + 15.0).into())], label);
+            out.leaf(
+                "text",
+                &[("class", "tick middle".into()), ("x", at.into()), ("y", (BOTTOM + 15.0).into())],
+                label,
+            );
         }
         for (value, label) in y_ticks {
             let at = y.at(*value);
             out.empty(
                 "line",
-                &[("class", "grid".into()), ("x1", LEFT.into()), ("x2", RIGHT.into()), ("y1", at.into()), ("y2", at.into())],
+                &[
+                    ("class", "grid".into()),
+                    ("x1", LEFT.into()),
+                    ("x2", RIGHT.into()),
+                    ("y1", at.into()),
+                    ("y2", at.into()),
+                ],
             );
-            out.leaf("text", &[("class", "tick end".into()), ("x", (LEFT - 7.0).into()), ("y", (at + 4.0).into())], label);
+            out.leaf(
+                "text",
+                &[("class", "tick end".into()), ("x", (LEFT - 7.0).into()), ("y", (at + 4.0).into())],
+                label,
+            );
         }
         let middle = (LEFT + RIGHT) / 2.0;
         out.leaf("text", &[("class", "hint middle".into()), ("x", middle.into()), ("y", (HEIGHT - 8.0).into())], below);
@@ -176,7 +203,11 @@ fn draw(title: &str, below: &str, lines: &[Line], (x, x_ticks): Axis<'_>, (y, y_
                 let class = format!("median {}", line.class);
                 out.empty(
                     "path",
-                    &[("class", (&class).into()), ("d", (&placed(&line.median)).into()), ("data-subject", (&line.subject).into())],
+                    &[
+                        ("class", (&class).into()),
+                        ("d", (&placed(&line.median)).into()),
+                        ("data-subject", (&line.subject).into()),
+                    ],
                 );
             });
         }

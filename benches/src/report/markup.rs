@@ -146,10 +146,7 @@ mod tests {
     fn text_and_attributes_are_escaped() {
         let mut out = Markup::new();
         out.leaf("b", &[("title", "\"a\" & 'b'".into())], "<script>\u{0}");
-        assert_eq!(
-            out.into_text(),
-            "<b title=\"&quot;a&quot; &amp; &#39;b&#39;\">&lt;script&gt;\u{fffd}</b>\n"
-        );
+        assert_eq!(out.into_text(), "<b title=\"&quot;a&quot; &amp; &#39;b&#39;\">&lt;script&gt;\u{fffd}</b>\n");
     }
 
     #[test]

@@ -87,8 +87,7 @@ fn ratio_section(
     links: &[data::Link],
     classes: &dyn Fn(&str) -> String,
 ) {
-    let figures: Vec<Markup> =
-        links.iter().filter_map(|link| ratios::panel(report, samples, *link, classes)).collect();
+    let figures: Vec<Markup> = links.iter().filter_map(|link| ratios::panel(report, samples, *link, classes)).collect();
     let Some(baseline) = &report.plan.baseline else {
         return;
     };

@@ -13,7 +13,8 @@ const PANEL_WIDTH: f64 = 520.0;
 
 /// Draws the panel of one link: every subject, workload and chief metric. `None` if there is nothing to draw.
 pub fn panel(report: &Report, samples: &Samples<'_>, link: Link, classes: &dyn Fn(&str) -> String) -> Option<Markup> {
-    let groups: Vec<Group> = Topic::ALL.iter().filter_map(|topic| group(report, samples, link, *topic, classes)).collect();
+    let groups: Vec<Group> =
+        Topic::ALL.iter().filter_map(|topic| group(report, samples, link, *topic, classes)).collect();
     if groups.is_empty() {
         return None;
     }
@@ -117,14 +118,8 @@ pub fn chief(report: &Report, subject: &str) -> Option<String> {
         let link = Link { mode: *mode, mtu, rate_mbit: None };
         let label_width = if index == 0 { LABELS } else { 0.0 };
         let left = 24.0 + index as f64 * (each + BETWEEN) + if index == 0 { 0.0 } else { LABELS };
-        let frame = Frame {
-            left,
-            top: 62.0,
-            label_width,
-            plot_width: each - FIGURES,
-            figure_width: FIGURES,
-            bar_height: 15.0,
-        };
+        let frame =
+            Frame { left, top: 62.0, label_width, plot_width: each - FIGURES, figure_width: FIGURES, bar_height: 15.0 };
         let groups = Topic::ALL.map(|topic| chief_group(report, &samples, subject, &modes, link, topic));
         panels.push((figure(mode_words(*mode).to_owned(), groups.into_iter().flatten().collect()), frame));
     }
@@ -135,7 +130,10 @@ pub fn chief(report: &Report, subject: &str) -> Option<String> {
     let title = format!("{subject}, measured against {}", subject_words(&baseline));
     svg(&mut out, WIDTH, height, &title, |out| {
         out.nest("style", &[], |out| out.raw(SHADES));
-        out.empty("rect", &[("class", "page".into()), ("width", WIDTH.into()), ("height", height.into()), ("rx", 10.0.into())]);
+        out.empty(
+            "rect",
+            &[("class", "page".into()), ("width", WIDTH.into()), ("height", height.into()), ("rx", 10.0.into())],
+        );
         out.leaf("text", &[("class", "chief".into()), ("x", 24.0.into()), ("y", 36.0.into())], &title);
         let aside = format!("1 = {}; log scale", subject_words(&baseline));
         out.leaf("text", &[("class", "hint end".into()), ("x", (WIDTH - 24.0).into()), ("y", 36.0.into())], &aside);
@@ -183,13 +181,23 @@ pub fn subject_words(name: &str) -> &str {
 }
 
 /// Rows of the chief picture. A row that only the other mode has is empty here, so that rows stay side by side.
-fn chief_group(report: &Report, samples: &Samples<'_>, subject: &str, modes: &[Mode], link: Link, topic: Topic) -> Option<Group> {
+fn chief_group(
+    report: &Report,
+    samples: &Samples<'_>,
+    subject: &str,
+    modes: &[Mode],
+    link: Link,
+    topic: Topic,
+) -> Option<Group> {
     let mut rows = Vec::new();
     for (_, workload, metric, words) in CHIEF.iter().filter(|row| row.0 == topic) {
         let find = |mode: Mode| {
             let link = Link { mode, ..link };
             report.ratios.iter().find(|ratio| {
-                ratio.link() == link && ratio.subject == subject && ratio.workload == *workload && ratio.metric == *metric
+                ratio.link() == link
+                    && ratio.subject == subject
+                    && ratio.workload == *workload
+                    && ratio.metric == *metric
             })
         };
         if !modes.iter().any(|mode| find(*mode).is_some()) {
@@ -220,7 +228,13 @@ fn absent() -> Bar {
     }
 }
 
-fn group(report: &Report, samples: &Samples<'_>, link: Link, topic: Topic, classes: &dyn Fn(&str) -> String) -> Option<Group> {
+fn group(
+    report: &Report,
+    samples: &Samples<'_>,
+    link: Link,
+    topic: Topic,
+    classes: &dyn Fn(&str) -> String,
+) -> Option<Group> {
     let mut rows: Vec<Row> = Vec::new();
     for workload in &report.plan.workloads {
         for metric in topic.metrics(workload) {

@@ -87,7 +87,8 @@ fn facts(out: &mut Markup, report: &Report) {
 /// The command line as a shell takes it: what is not plain stands in single quotes.
 fn command_line(command: &[String]) -> String {
     let is_plain = |text: &str| {
-        !text.is_empty() && text.chars().all(|character| character.is_ascii_alphanumeric() || "-_=:,./+@%".contains(character))
+        !text.is_empty()
+            && text.chars().all(|character| character.is_ascii_alphanumeric() || "-_=:,./+@%".contains(character))
     };
     let quoted: Vec<String> = command
         .iter()
@@ -194,7 +195,18 @@ pub fn medians(out: &mut Markup, report: &Report) {
         out.leaf("h2", &[], "All figures");
         out.nest("details", &[], |out| {
             out.leaf("summary", &[], &format!("Medians and ratios over the rounds: {} rows", report.medians.len()));
-            let head = ["link", "workload", "metric", "subject", "#median", "#smallest", "#largest", "#rounds", "#ratio", "#spread"];
+            let head = [
+                "link",
+                "workload",
+                "metric",
+                "subject",
+                "#median",
+                "#smallest",
+                "#largest",
+                "#rounds",
+                "#ratio",
+                "#spread",
+            ];
             table(out, &head, |out| {
                 for summary in &report.medians {
                     let ratio = report.ratios.iter().find(|ratio| {

@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use weft_bench::metric;
-use weft_bench::report::median;
-use weft_bench::result::{HostFacts, Mode, Plan, Ratio, Report, SCHEMA, Sample, SubjectReport, Summary};
+use weft_bench::result::{HostFacts, Mode, Plan, Report, SCHEMA, Sample, SubjectReport};
+use weft_bench::summary;
 
 /// What the machine of a made-up report is called, so that nobody takes it for a result.
 pub const MACHINE: &str = "made up, not measured";
@@ -82,7 +81,7 @@ pub fn report(rounds: u32, faster: f64, seed: u64) -> Report {
         medians: Vec::new(),
         ratios: Vec::new(),
     };
-    sum_up(&mut report);
+    summary::conclude(&mut report);
     report
 }
 
@@ -92,7 +91,8 @@ fn subjects() -> Vec<SubjectReport> {
         for mode in Mode::ALL {
             let is_weft = name.starts_with("weft");
             let engine = if name.ends_with("epoll") { "epoll" } else { "uring" };
-            let offloads = ["tun_tso", "tun_uso", "udp_gso", "udp_gro"].map(|name| (name.to_owned(), name != "tun_uso"));
+            let offloads =
+                ["tun_tso", "tun_uso", "udp_gso", "udp_gro"].map(|name| (name.to_owned(), name != "tun_uso"));
             subjects.push(SubjectReport {
                 name: name.to_owned(),
                 kind: name.split(':').next().unwrap_or(name).to_owned(),
@@ -163,53 +163,5 @@ fn sample(round: u32, mode: Mode, workload: &str, subject: &str, speed: f64, sca
         latency_cdf,
         over_time,
         error: None,
-    }
-}
-
-/// Sums the samples up, as a run does. It asks nothing of the samples: what cannot be summed up is left out.
-pub fn sum_up(report: &mut Report) {
-    let mut values: BTreeMap<(String, String, String, Mode), Vec<(u32, f64)>> = BTreeMap::new();
-    for sample in &report.samples {
-        for (metric, value) in &sample.metrics {
-            let key = (sample.workload.clone(), metric.clone(), sample.subject.clone(), sample.mode);
-            values.entry(key).or_default().push((sample.round, *value));
-        }
-    }
-    report.medians.clear();
-    report.ratios.clear();
-    for ((workload, metric, subject, mode), rounds) in &values {
-        let each: Vec<f64> = rounds.iter().map(|(_, value)| *value).collect();
-        report.medians.push(Summary {
-            subject: subject.clone(),
-            mode: *mode,
-            mtu: 1500,
-            rate_mbit: None,
-            workload: workload.clone(),
-            metric: metric.clone(),
-            unit: metric::find(metric).map_or("", |metric| metric.unit).to_owned(),
-            median: median(each.iter().copied()).unwrap(),
-            min: each.iter().copied().fold(f64::INFINITY, f64::min),
-            max: each.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-            samples: each.len(),
-        });
-        let baseline = "vxlan".to_owned();
-        let Some(below) = values.get(&(workload.clone(), metric.clone(), baseline.clone(), *mode)) else { continue };
-        let below: BTreeMap<u32, f64> = below.iter().copied().collect();
-        let ratios: Vec<f64> = rounds.iter().filter_map(|(round, value)| Some(value / below.get(round)?)).collect();
-        if *subject != baseline && !ratios.is_empty() {
-            report.ratios.push(Ratio {
-                subject: subject.clone(),
-                baseline,
-                mode: *mode,
-                mtu: 1500,
-                rate_mbit: None,
-                workload: workload.clone(),
-                metric: metric.clone(),
-                median: median(ratios.iter().copied()).unwrap(),
-                min: ratios.iter().copied().fold(f64::INFINITY, f64::min),
-                max: ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-                samples: ratios.len(),
-            });
-        }
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Result;
 use weft_lab::Mode;
 use weft_lab::measure::{
-    Blast, Histogram, Path, Stop, Stopped, Throughput, Window, tcp_latency, tcp_throughput, udp_blast,
+    Blast, Histogram, Path, Run, Stop, Stopped, Throughput, Window, tcp_latency, tcp_throughput, udp_blast,
 };
 
 use super::Options;
@@ -27,8 +27,6 @@ const WARM_UP: Duration = Duration::from_millis(100);
 const REST: Duration = Duration::from_millis(20);
 /// Payload of a small datagram, bytes.
 const SMALL_LEN: usize = 64;
-/// A segmenting sender: 44 datagrams of 1400 bytes are what fits into one send, and 1400 fits every subject's MTU.
-const SEGMENTED: Blast = Blast { payload_len: 1400, segments: 44 };
 
 /// One way of making traffic. Some give several metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +112,8 @@ pub fn compare(hosts: &Hosts, options: &Options, stop: &Stop, progress: &mut Pro
 impl Series {
     fn run(&mut self, hosts: &Hosts, length: Duration, stop: &Stop) -> Result<(), Stopped> {
         let path = Path { from: &hosts.a.node, to: &hosts.b.node, address: hosts.b.address(self.subject) };
-        match self.test.run(&path, Window { warm_up: WARM_UP, length }, stop) {
+        let window = Window { warm_up: WARM_UP, length };
+        match self.test.run(&path, &mut Run { window, stop, watch: &mut () }) {
             Ok(sample) => self.samples.push(sample),
             Err(error) => {
                 stop.check()?;
@@ -166,18 +165,18 @@ impl Series {
 }
 
 impl Test {
-    fn run(self, path: &Path<'_>, window: Window, stop: &Stop) -> Result<Sample> {
+    fn run(self, path: &Path<'_>, run: &mut Run<'_>) -> Result<Sample> {
         Ok(match self {
-            Test::Tcp { flows } => Sample::Throughput(tcp_throughput(path, window, flows, stop)?),
+            Test::Tcp { flows } => Sample::Throughput(tcp_throughput(&[*path], flows, run)?),
             Test::Small => {
-                let blasted = udp_blast(path, window, Blast { payload_len: SMALL_LEN, segments: 1 }, stop)?;
+                let blasted = udp_blast(path, Blast::singly(SMALL_LEN), run)?;
                 Sample::Datagrams { value: blasted.packets_per_second(), loss: blasted.loss() }
             }
             Test::Segmented => {
-                let blasted = udp_blast(path, window, SEGMENTED, stop)?;
+                let blasted = udp_blast(path, Blast::segmented(), run)?;
                 Sample::Datagrams { value: blasted.throughput.bits_per_second(), loss: blasted.loss() }
             }
-            Test::Latency => Sample::Latency(tcp_latency(path, window, stop)?),
+            Test::Latency => Sample::Latency(tcp_latency(path, 0, run)?.times),
         })
     }
 }

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use weft_lab::Lab;
-use weft_lab::measure::{Blast, Path, Stop, Stopped, Window, tcp_latency, tcp_throughput, udp_blast};
+use weft_lab::measure::{
+    Blast, Path, Run, Stop, Stopped, Watch, Window, tcp_connects, tcp_latency, tcp_throughput, udp_blast,
+};
 use weft_lab::topology::Pair;
 
 const WINDOW: Window = Window { warm_up: Duration::from_millis(50), length: Duration::from_millis(200) };
 
-type Measurement<'a> = &'a dyn Fn(&Stop) -> Result<()>;
+type Measurement<'a> = Box<dyn Fn(&mut Run<'_>) -> Result<()> + 'a>;
 
 fn addresses() -> [IpAddr; 2] {
     ["192.0.2.2", "2001:db8::2"].map(|text| text.parse().expect("an address in a test"))
@@ -23,20 +25,84 @@ fn throughput_rates_and_latency_are_measured_over_both_families() -> Result<()> 
     let stop = Stop::default();
     for address in addresses() {
         let path = Path { from: &pair.a, to: &pair.b, address };
-        for flows in [1, 4] {
-            let throughput = tcp_throughput(&path, WINDOW, flows, &stop)?;
+        let back = Path { from: &pair.b, to: &pair.a, address: own(address) };
+        let run = &mut Run { window: WINDOW, stop: &stop, watch: &mut () };
+        for (paths, flows) in [(&[path][..], 1), (&[path], 4), (&[path, back], 1)] {
+            let throughput = tcp_throughput(paths, flows, run)?;
             assert!(throughput.elapsed >= WINDOW.length);
+            assert_eq!(throughput.over_time.len(), 2);
+            assert!(throughput.over_time.iter().sum::<u64>() <= throughput.bytes);
             assert!(throughput.bits_per_second() > 1e6 && throughput.cpu_per_gigabyte() >= 0.0, "{throughput:?}");
         }
-        for blast in [Blast { payload_len: 64, segments: 1 }, Blast { payload_len: 1400, segments: 44 }] {
-            let blasted = udp_blast(&path, WINDOW, blast, &stop)?;
+        for blast in [Blast::singly(64), Blast::segmented()] {
+            let blasted = udp_blast(&path, blast, run)?;
             assert_eq!(blasted.throughput.bytes, blasted.received * blast.payload_len as u64);
             assert!(blasted.packets_per_second() > 100.0 && (0.0..=1.0).contains(&blasted.loss()), "{blasted:?}");
         }
-        let times = tcp_latency(&path, WINDOW, &stop)?;
-        assert!(times.len() > 10 && times.value_at_quantile(0.5) <= times.value_at_quantile(0.99), "{}", times.len());
+        for bulk_flows in [0, 2] {
+            let latency = tcp_latency(&path, bulk_flows, run)?;
+            assert!(latency.times.len() > 10 && latency.quantile_us(0.5) <= latency.quantile_us(0.99), "{latency:?}");
+        }
+        let connects = tcp_connects(&path, 2, run)?;
+        assert!(connects.per_second() > 100.0, "{connects:?}");
     }
     Ok(())
+}
+
+/// The address of `a` in the family of an address of `b`.
+fn own(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { [192, 0, 2, 1].into() } else { "2001:db8::1".parse().expect("an address in a test") }
+}
+
+#[test]
+fn a_paced_sender_offers_the_rate_that_was_asked_for() -> Result<()> {
+    let Some(lab) = Lab::start() else { return Ok(()) };
+    let pair = Pair::new(&lab, 1500)?;
+    let path = Path { from: &pair.a, to: &pair.b, address: addresses()[0] };
+    let run = &mut Run { window: WINDOW, stop: &Stop::default(), watch: &mut () };
+    for blast in [Blast::singly(64), Blast::segmented()] {
+        let blasted = udp_blast(&path, Blast { rate: Some(10_000.0), ..blast }, run)?;
+        // A busy machine may keep the sender waiting, but nothing makes it send more.
+        assert!((1_000.0..11_000.0).contains(&blasted.offered_per_second()), "{blasted:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_watch_sees_both_ends_of_the_window_of_every_measurement() -> Result<()> {
+    #[derive(Default)]
+    struct Ends(Vec<(&'static str, Instant)>);
+    impl Watch for Ends {
+        fn open(&mut self) -> Result<()> {
+            self.0.push(("open", Instant::now()));
+            Ok(())
+        }
+        fn close(&mut self) -> Result<()> {
+            self.0.push(("close", Instant::now()));
+            Ok(())
+        }
+    }
+    let Some(lab) = Lab::start() else { return Ok(()) };
+    let pair = Pair::new(&lab, 1500)?;
+    let path = Path { from: &pair.a, to: &pair.b, address: addresses()[0] };
+    for measurement in measurements(&path) {
+        let mut ends = Ends::default();
+        measurement(&mut Run { window: WINDOW, stop: &Stop::default(), watch: &mut ends })?;
+        let [("open", opened), ("close", closed)] = ends.0[..] else { panic!("{:?}", ends.0) };
+        assert!(closed - opened >= WINDOW.length);
+    }
+    Ok(())
+}
+
+/// One of each kind.
+fn measurements<'a>(path: &'a Path<'a>) -> [Measurement<'a>; 5] {
+    [
+        Box::new(|run| tcp_throughput(&[*path], 4, run).map(drop)),
+        Box::new(|run| udp_blast(path, Blast::singly(64), run).map(drop)),
+        Box::new(|run| tcp_latency(path, 0, run).map(drop)),
+        Box::new(|run| tcp_latency(path, 2, run).map(drop)),
+        Box::new(|run| tcp_connects(path, 2, run).map(drop)),
+    ]
 }
 
 #[test]
@@ -45,12 +111,7 @@ fn a_raised_flag_ends_every_measurement_at_once() -> Result<()> {
     let pair = Pair::new(&lab, 1500)?;
     let path = Path { from: &pair.a, to: &pair.b, address: addresses()[0] };
     let window = Window { length: Duration::from_secs(600), ..WINDOW };
-    let measurements: [Measurement<'_>; 3] = [
-        &|stop| tcp_throughput(&path, window, 4, stop).map(drop),
-        &|stop| udp_blast(&path, window, Blast { payload_len: 64, segments: 1 }, stop).map(drop),
-        &|stop| tcp_latency(&path, window, stop).map(drop),
-    ];
-    for measurement in measurements {
+    for measurement in measurements(&path) {
         let stop = Stop::default();
         let started = Instant::now();
         let error = std::thread::scope(|scope| {
@@ -58,7 +119,7 @@ fn a_raised_flag_ends_every_measurement_at_once() -> Result<()> {
                 std::thread::sleep(Duration::from_millis(100));
                 stop.raise();
             });
-            measurement(&stop).unwrap_err()
+            measurement(&mut Run { window, stop: &stop, watch: &mut () }).unwrap_err()
         });
         assert!(error.downcast_ref::<Stopped>().is_some(), "{error:#}");
         assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
@@ -73,6 +134,9 @@ fn a_path_that_carries_nothing_is_an_error() -> Result<()> {
     let path = Path { from: &pair.a, to: &pair.b, address: addresses()[0] };
     // The address of a link that is down is still that of its node, so the sockets can be bound.
     pair.b.netlink()?.set_down(pair.link.b.index)?;
-    assert!(udp_blast(&path, WINDOW, Blast { payload_len: 64, segments: 1 }, &Stop::default()).is_err());
+    assert!(
+        udp_blast(&path, Blast::singly(64), &mut Run { window: WINDOW, stop: &Stop::default(), watch: &mut () })
+            .is_err()
+    );
     Ok(())
 }

@@ -1,30 +1,38 @@
 //! Measuring a path between two nodes: throughput, packets per second, latency, CPU time.
 //!
-//! - [`tcp_throughput`]: bytes per second through one or more TCP flows.
-//! - [`udp_blast`]: datagrams per second that arrive when the sender does not hold back, small or in super-packets.
-//! - [`tcp_latency`]: round-trip times of a small request and its response, one at a time.
+//! - [`tcp_throughput`]: bytes per second through one or more TCP flows, in one direction or both.
+//! - [`udp_blast`]: datagrams per second that arrive, small or in super-packets, at the highest rate or at a given one.
+//! - [`tcp_latency`]: round-trip times of a small request and its response, one at a time, on an idle path or beside
+//!   bulk TCP.
+//! - [`tcp_connects`]: connections per second.
 //!
 //! Payload is checked on arrival in each of them: a wrong byte is an error, not a number. Every measurement counts at the
-//! receiver, within a [`Window`] that opens after a warm-up, and ends early with [`Stopped`] when told by [`Stop`].
+//! receiver, within a [`Window`] that opens after a warm-up, and ends early with [`Stopped`] when told by [`Stop`]. A
+//! [`Watch`] may read further counters at both ends of the window.
 //!
 //! Sender, receiver and the network between them share the machine's cores, so one figure says little. Measure two
 //! subjects alternately in one run and compare.
 
+mod connect;
 mod cpu;
 mod pattern;
 mod stop;
 mod tcp;
+mod tcp_latency;
 mod udp;
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+pub use connect::{Connects, tcp_connects};
 pub use cpu::CpuTime;
 pub use hdrhistogram::Histogram;
 pub use stop::{Stop, Stopped};
-pub use tcp::{REQUEST_LEN, tcp_latency, tcp_throughput};
+pub use tcp::tcp_throughput;
+pub use tcp_latency::{Latency, REQUEST_LEN, tcp_latency};
 pub use udp::{Blast, Blasted, udp_blast};
 
 use crate::Node;
@@ -49,8 +57,47 @@ pub struct Window {
     pub length: Duration,
 }
 
+/// Looks on: it is told when a window opens and closes, and may read counters then. What it takes to do so is outside the
+/// window.
+pub trait Watch {
+    /// The window is about to open; traffic flows.
+    ///
+    /// # Errors
+    /// Whatever ends the measurement.
+    fn open(&mut self) -> Result<()>;
+
+    /// The window has just closed; traffic flows.
+    ///
+    /// # Errors
+    /// Whatever makes the measurement void.
+    fn close(&mut self) -> Result<()>;
+}
+
+impl Watch for () {
+    fn open(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// One measurement: when it counts, what ends it early, who looks on.
+pub struct Run<'a> {
+    /// When to count.
+    pub window: Window,
+    /// Ends it early.
+    pub stop: &'a Stop,
+    /// Looks on.
+    pub watch: &'a mut dyn Watch,
+}
+
+/// The width of the slices of [`Throughput::over_time`].
+pub const SLICE: Duration = Duration::from_millis(100);
+
 /// What was counted within a [`Window`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Throughput {
     /// Payload bytes that arrived.
     pub bytes: u64,
@@ -58,6 +105,8 @@ pub struct Throughput {
     pub elapsed: Duration,
     /// CPU time of the whole machine within it: both ends, the kernel, and whatever else ran.
     pub cpu: Duration,
+    /// Payload bytes that arrived in each whole [`SLICE`] of the window.
+    pub over_time: Vec<u64>,
 }
 
 impl Throughput {
@@ -72,14 +121,27 @@ impl Throughput {
     }
 }
 
-impl Window {
-    /// Waits for the warm-up, then reads `count` at both ends of the window.
-    fn observe<const N: usize>(&self, stop: &Stop, count: impl Fn() -> [u64; N]) -> Result<Observed<N>> {
-        stop.sleep(self.warm_up)?;
+impl Run<'_> {
+    /// Waits for the warm-up, then reads `count` at both ends of the window, and its first number in between.
+    fn observe<const N: usize>(&mut self, count: impl Fn() -> [u64; N]) -> Result<Observed<N>> {
+        self.stop.sleep(self.window.warm_up)?;
+        self.watch.open()?;
         let (cpu, started, before) = (CpuTime::now()?, Instant::now(), count());
-        stop.sleep(self.length)?;
+        let mut over_time = Vec::new();
+        let mut last = before[0];
+        loop {
+            let next = (SLICE * (over_time.len() as u32 + 1)).min(self.window.length);
+            self.stop.sleep(next.saturating_sub(started.elapsed()))?;
+            if next < SLICE * (over_time.len() as u32 + 1) {
+                break;
+            }
+            let first = count()[0];
+            over_time.push(first - last);
+            last = first;
+        }
         let (after, elapsed, cpu) = (count(), started.elapsed(), CpuTime::now()?.since(cpu));
-        Ok(Observed { counts: std::array::from_fn(|index| after[index] - before[index]), elapsed, cpu })
+        self.watch.close()?;
+        Ok(Observed { counts: std::array::from_fn(|index| after[index] - before[index]), elapsed, cpu, over_time })
     }
 }
 
@@ -88,13 +150,17 @@ struct Observed<const N: usize> {
     counts: [u64; N],
     elapsed: Duration,
     cpu: Duration,
+    /// Of the first count.
+    over_time: Vec<u64>,
 }
 
 impl<const N: usize> Observed<N> {
-    /// As throughput, if anything arrived.
-    fn throughput(&self, bytes: u64) -> Result<Throughput> {
-        ensure!(bytes > 0, "nothing arrived within {:?}", self.elapsed);
-        Ok(Throughput { bytes, elapsed: self.elapsed, cpu: self.cpu })
+    /// As throughput, if anything arrived; the first count is in units of `unit` bytes.
+    fn throughput(self, unit: usize) -> Result<Throughput> {
+        ensure!(self.counts[0] > 0, "nothing arrived within {:?}", self.elapsed);
+        let unit = unit as u64;
+        let over_time = self.over_time.into_iter().map(|count| count * unit).collect();
+        Ok(Throughput { bytes: self.counts[0] * unit, elapsed: self.elapsed, cpu: self.cpu, over_time })
     }
 }
 
@@ -102,4 +168,9 @@ impl<const N: usize> Observed<N> {
 /// clean up.
 fn join<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>, what: &'static str) -> Result<T> {
     thread.join().map_err(|_| anyhow::anyhow!("the {what} thread panicked"))?.context(what)
+}
+
+/// A socket that fails because the measurement is over has not failed.
+fn unless_over(over: &AtomicBool, outcome: Result<()>) -> Result<()> {
+    if over.load(Ordering::Relaxed) { Ok(()) } else { outcome }
 }

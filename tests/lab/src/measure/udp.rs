@@ -10,7 +10,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::io::Errno;
@@ -19,7 +19,7 @@ use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
 use std::io::IoSlice;
 
 use super::pattern::Pattern;
-use super::{Path, Stop, Throughput, Window, join};
+use super::{Path, Run, Throughput, join};
 use crate::sys;
 
 /// Bytes before the filler: the number, and the number times [`MIX`].
@@ -37,17 +37,37 @@ const SEGMENT_COUNT_MAX: usize = 64;
 /// The longest UDP payload over IPv4 (RFC 768, RFC 791): 65535 - 20 - 8.
 const PAYLOAD_LEN_MAX: usize = 65_507;
 
-/// A sender that does not hold back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How often a paced sender looks whether something is due.
+const PACE: Duration = Duration::from_micros(200);
+/// What a paced sender catches up after the kernel kept it waiting: no more than so much time's worth.
+const DEBT_MAX: Duration = Duration::from_millis(20);
+
+/// A sender of datagrams.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Blast {
     /// Payload bytes of each datagram, 16 at least.
     pub payload_len: usize,
     /// Datagrams per super-packet (`UDP_SEGMENT`), 64 at most. 1: single datagrams, 64 per system call.
     pub segments: usize,
+    /// Datagrams per second; `None`: as many as the kernel takes.
+    pub rate: Option<f64>,
+}
+
+impl Blast {
+    /// As many datagrams of `payload_len` bytes as the kernel takes, sent singly.
+    pub const fn singly(payload_len: usize) -> Self {
+        Self { payload_len, segments: 1, rate: None }
+    }
+
+    /// As many datagrams of 1400 bytes as the kernel takes, 44 to a send: as many as fit into one, and 1400 bytes fit every
+    /// tunnel over Ethernet.
+    pub const fn segmented() -> Self {
+        Self { payload_len: 1400, segments: 44, rate: None }
+    }
 }
 
 /// What came of a [`Blast`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Blasted {
     /// Datagrams that the sender's kernel took within the window.
     pub sent: u64,
@@ -63,23 +83,29 @@ impl Blasted {
         self.received as f64 / self.throughput.elapsed.as_secs_f64()
     }
 
+    /// Datagrams that the sender's kernel took per second.
+    pub fn offered_per_second(&self) -> f64 {
+        self.sent as f64 / self.throughput.elapsed.as_secs_f64()
+    }
+
     /// The part that did not arrive, from 0 to 1. A backlog from before the window may arrive within it.
     pub fn loss(&self) -> f64 {
         1.0 - (self.received as f64 / self.sent.max(1) as f64).min(1.0)
     }
 }
 
-/// Sends datagrams as fast as the sender's kernel takes them and counts what arrives.
+/// Sends datagrams, and counts what arrives.
 ///
 /// # Errors
 /// If the blast is impossible, a socket fails, a datagram is wrong, nothing arrives, or [`super::Stopped`].
-pub fn udp_blast(path: &Path<'_>, window: Window, blast: Blast, stop: &Stop) -> Result<Blasted> {
-    let Blast { payload_len, segments } = blast;
+pub fn udp_blast(path: &Path<'_>, blast: Blast, run: &mut Run<'_>) -> Result<Blasted> {
+    let Blast { payload_len, segments, rate } = blast;
     ensure!(
         payload_len >= HEADER_LEN
             && (1..=SEGMENT_COUNT_MAX).contains(&segments)
-            && segments * payload_len <= PAYLOAD_LEN_MAX,
-        "{segments} segments of {payload_len} bytes in one send"
+            && segments * payload_len <= PAYLOAD_LEN_MAX
+            && rate.is_none_or(|rate| rate >= 1.0),
+        "{segments} segments of {payload_len} bytes in one send, {rate:?} datagrams per second"
     );
     let receiver = path.to.run(|| UdpSocket::bind((path.address, 0)))?;
     set_socket_recv_buffer_size_force(&receiver, RECEIVE_BUFFER_LEN)?;
@@ -93,17 +119,18 @@ pub fn udp_blast(path: &Path<'_>, window: Window, blast: Blast, stop: &Stop) -> 
     let (sent, received, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let observed = thread::scope(|scope| {
         let receiving = scope.spawn(|| receive(&receiver, &template, &received, &over));
+        let pace = Pace::new(rate);
         let sending = scope.spawn(|| match segments {
-            1 => send_singly(&sender, &template, &sent, &over),
-            _ => send_segmented(&sender, &template, segments, &sent, &over),
+            1 => send_singly(&sender, &template, pace, &sent, &over),
+            _ => send_segmented(&sender, &template, segments, pace, &sent, &over),
         });
-        let observed = window.observe(stop, || [sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed)]);
+        let observed = run.observe(|| [received.load(Ordering::Relaxed), sent.load(Ordering::Relaxed)]);
         over.store(true, Ordering::Relaxed);
         join(receiving, "receiving").and(join(sending, "sending")).and(observed)
     })
     .with_context(|| format!("UDP datagrams from {} to {}", path.from.name(), path.address))?;
-    let [sent, received] = observed.counts;
-    Ok(Blasted { sent, received, throughput: observed.throughput(received * payload_len as u64)? })
+    let [received, sent] = observed.counts;
+    Ok(Blasted { sent, received, throughput: observed.throughput(payload_len)? })
 }
 
 /// What every datagram looks like.
@@ -141,17 +168,62 @@ impl Template {
     }
 }
 
-fn send_singly(socket: &UdpSocket, template: &Template, sent: &AtomicU64, over: &AtomicBool) -> Result<()> {
+/// How many datagrams are due.
+struct Pace {
+    rate: Option<f64>,
+    /// Nothing was due then.
+    since: Instant,
+    sent: u64,
+}
+
+impl Pace {
+    fn new(rate: Option<f64>) -> Self {
+        Self { rate, since: Instant::now(), sent: 0 }
+    }
+
+    /// How many of `count` datagrams are due; 0, after a short sleep, if there are fewer than `least`.
+    fn due(&mut self, least: usize, count: usize) -> usize {
+        let Some(rate) = self.rate else { return count };
+        let mut due = self.since.elapsed().as_secs_f64() * rate - self.sent as f64;
+        let debt_max = (rate * DEBT_MAX.as_secs_f64()).max(count as f64);
+        if due > debt_max {
+            (self.since, self.sent, due) = (Instant::now(), 0, 0.0);
+        }
+        if due < least as f64 {
+            thread::sleep(PACE);
+            return 0;
+        }
+        (due as usize).min(count)
+    }
+
+    fn sent(&mut self, count: u64) {
+        self.sent += count;
+    }
+}
+
+fn send_singly(
+    socket: &UdpSocket,
+    template: &Template,
+    mut pace: Pace,
+    sent: &AtomicU64,
+    over: &AtomicBool,
+) -> Result<()> {
     let mut batch = template.batch(BATCH_LEN);
     let mut number = 0;
     while !over.load(Ordering::Relaxed) {
-        template.number(&mut batch, number);
+        let due = pace.due(1, BATCH_LEN);
+        if due == 0 {
+            continue;
+        }
+        let batch = &mut batch[..due * template.len()];
+        template.number(batch, number);
         let slices: Vec<_> = batch.chunks_exact(template.len()).map(|datagram| [IoSlice::new(datagram)]).collect();
-        let mut controls: Vec<_> = (0..BATCH_LEN).map(|_| SendAncillaryBuffer::default()).collect();
+        let mut controls: Vec<_> = (0..due).map(|_| SendAncillaryBuffer::default()).collect();
         let messages = slices.iter().zip(&mut controls).map(|(slice, control)| MMsgHdr::new(slice, control));
         let mut messages: Vec<_> = messages.collect();
         let count = taken(sendmmsg(socket, &mut messages, SendFlags::empty()).map_err(io::Error::from))? as u64;
         number += count;
+        pace.sent(count);
         sent.fetch_add(count, Ordering::Relaxed);
     }
     Ok(())
@@ -161,6 +233,7 @@ fn send_segmented(
     socket: &UdpSocket,
     template: &Template,
     segments: usize,
+    mut pace: Pace,
     sent: &AtomicU64,
     over: &AtomicBool,
 ) -> Result<()> {
@@ -169,9 +242,13 @@ fn send_segmented(
     let mut batch = template.batch(segments);
     let mut number = 0;
     while !over.load(Ordering::Relaxed) {
+        if pace.due(segments, segments) == 0 {
+            continue;
+        }
         template.number(&mut batch, number);
         let count = (taken(socket.send(&batch))? / template.len()) as u64;
         number += count;
+        pace.sent(count);
         sent.fetch_add(count, Ordering::Relaxed);
     }
     Ok(())
@@ -212,6 +289,18 @@ fn receive(socket: &UdpSocket, template: &Template, received: &AtomicU64, over: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_paced_sender_sends_what_is_due_and_does_not_make_up_for_a_long_wait() {
+        let mut pace = Pace::new(Some(1e6));
+        thread::sleep(Duration::from_millis(2));
+        assert_eq!(pace.due(1, 64), 64);
+        pace.sent(1_000_000);
+        assert_eq!(pace.due(1, 64), 0);
+        let mut late = Pace { rate: Some(1e6), since: Instant::now() - Duration::from_secs(1), sent: 0 };
+        assert_eq!(late.due(1, 64), 0);
+        assert_eq!(Pace::new(None).due(1, 64), 64);
+    }
 
     #[test]
     fn a_datagram_matches_only_as_it_was_numbered() {

@@ -1,0 +1,299 @@
+//! A run: every subject under every set of conditions, in rounds.
+//!
+//! ```text
+//!   round 1:  MTU 1500, offload:  tcp1:  weft vxlan host-gw
+//!                                 tcp4:       vxlan host-gw weft       the order rotates, so that none is always first
+//!                                 ...
+//!             MTU 1500, wire:     ...
+//!   round 2:  ...
+//! ```
+//!
+//! What ran is asked before and after each measurement; figures of what was not meant to run do not count.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use weft_lab::measure::{Path, Run, Stop, Window};
+use weft_lab::topology::Pair;
+use weft_lab::{Lab, Ping, ping};
+
+use crate::meter::Meter;
+use crate::progress::Progress;
+use crate::result::{Mode, Report, Sample, SubjectReport};
+use crate::spec::SubjectSpec;
+use crate::subject::{Facts, Site, Subject};
+use crate::workload::{Outcome, Workload};
+
+/// Rest between two measurements, for what is still under way.
+const REST: Duration = Duration::from_millis(30);
+/// Drops that are no sign of a wrong measurement: the kernel's back-pressure, and what hosts send unasked (multicast,
+/// some of it with a TTL of 1).
+const HARMLESS_DROPS: [&str; 3] = ["underlay_busy", "multicast", "ttl_exceeded"];
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    /// How often each measurement is repeated.
+    pub rounds: u32,
+    /// When each counts.
+    pub window: Window,
+    /// The subjects.
+    pub subjects: Vec<SubjectSpec>,
+    /// How packets cross the link.
+    pub modes: Vec<Mode>,
+    /// MTUs of the underlay.
+    pub mtus: Vec<u32>,
+    /// Rate limits of the link, Mbit/s.
+    pub rates_mbit: Vec<Option<u64>>,
+    /// The workloads and their names.
+    pub workloads: Vec<(String, Workload)>,
+}
+
+/// Two hosts with every subject between them, for one MTU and rate limit.
+struct Field {
+    mtu: u32,
+    rate_mbit: Option<u64>,
+    /// In the order of the campaign; those that could not be set up are `None`. Dropped before the hosts.
+    subjects: Vec<Option<Box<dyn Subject>>>,
+    pair: Pair,
+}
+
+impl Campaign {
+    /// Number of measurements.
+    pub fn extent(&self) -> u64 {
+        let conditions = self.modes.len() * self.mtus.len() * self.rates_mbit.len() * self.workloads.len();
+        (conditions * self.subjects.len()) as u64 * u64::from(self.rounds)
+    }
+
+    /// How long they take, about.
+    pub fn time(&self) -> Duration {
+        (self.window.warm_up + self.window.length + REST * 2) * u32::try_from(self.extent()).unwrap_or(u32::MAX)
+    }
+
+    /// Measures everything and puts it into the report.
+    ///
+    /// # Errors
+    /// [`weft_lab::measure::Stopped`], or if the hosts cannot be made. What fails for one subject is in the report.
+    pub fn run(&self, stop: &Stop, progress: &mut Progress, report: &mut Report) -> Result<()> {
+        let lab = Lab::start().context("WEFT_LAB_SKIP is set: unset it to measure")?;
+        let mut fields = Vec::new();
+        for (mtu, rate_mbit) in self.mtus.iter().flat_map(|mtu| self.rates_mbit.iter().map(|rate| (*mtu, *rate))) {
+            stop.check()?;
+            fields.push(Field::new(self, &lab, mtu, rate_mbit, report)?);
+        }
+        for round in 1..=self.rounds {
+            for field in &fields {
+                for mode in &self.modes {
+                    progress.part(&format!("round {round} of {}, {}", self.rounds, field.conditions(*mode)));
+                    field.pair.link.set_mode(match mode {
+                        Mode::Offload => weft_lab::Mode::Offload,
+                        Mode::Wire => weft_lab::Mode::Wire,
+                    })?;
+                    self.round(round, field, *mode, stop, progress, report)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn round(
+        &self,
+        round: u32,
+        field: &Field,
+        mode: Mode,
+        stop: &Stop,
+        progress: &mut Progress,
+        report: &mut Report,
+    ) -> Result<()> {
+        let count = self.subjects.len();
+        for (number, (name, workload)) in self.workloads.iter().enumerate() {
+            for turn in 0..count {
+                let index = (turn + number + round as usize - 1) % count;
+                let (spec, subject) = (&self.subjects[index], &field.subjects[index]);
+                let Some(subject) = subject else {
+                    progress.advance();
+                    continue;
+                };
+                progress.step(&format!("{name}, {spec}"));
+                let (outcome, error) = match field.measure(subject.as_ref(), *workload, self.window, stop) {
+                    Ok((outcome, facts)) => {
+                        field.note(spec, mode, &facts, report);
+                        (outcome, None)
+                    }
+                    Err(error) => {
+                        stop.check()?;
+                        let error = format!("{error:#}");
+                        progress.say(&format!("{spec}, {name}, {}: {error}", field.conditions(mode)));
+                        report
+                            .failures
+                            .push(format!("{spec}, {name}, {}, round {round}: {error}", field.conditions(mode)));
+                        if error.contains("WRONG PAYLOAD") {
+                            field.subject_report(spec, mode, report).refused.get_or_insert(error.clone());
+                        }
+                        (Outcome::default(), Some(error))
+                    }
+                };
+                report.samples.push(Sample {
+                    round,
+                    mode,
+                    mtu: field.mtu,
+                    rate_mbit: field.rate_mbit,
+                    subject: spec.name.clone(),
+                    workload: name.clone(),
+                    metrics: outcome.metrics,
+                    latency_cdf: outcome.latency_cdf,
+                    over_time: outcome.over_time,
+                    error,
+                });
+                progress.advance();
+                stop.sleep(REST)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Field {
+    /// Makes the hosts and sets every subject up. One that cannot be had is refused, with the reason in the report.
+    fn new(campaign: &Campaign, lab: &Lab, mtu: u32, rate_mbit: Option<u64>, report: &mut Report) -> Result<Field> {
+        let pair = Pair::new(lab, mtu)?;
+        let mut field = Field { mtu, rate_mbit, subjects: Vec::new(), pair };
+        for (number, spec) in (0..).zip(&campaign.subjects) {
+            let site = Site { lab, link: &field.pair.link, mtu, number };
+            let subject = site.set_up(spec).and_then(|subject| {
+                let address = subject.addresses()[1];
+                ping(&field.pair.a, &Ping::to(address))
+                    .and_then(|outcome| outcome.reply())
+                    .context("host b does not answer")?;
+                let facts = subject.facts()?;
+                Ok((subject, facts))
+            });
+            for mode in &campaign.modes {
+                let subject_report = field.subject_report(spec, *mode, report);
+                match &subject {
+                    Ok((_, facts)) => fill(subject_report, facts),
+                    Err(error) => subject_report.refused = Some(format!("{error:#}")),
+                }
+            }
+            if let Err(error) = &subject {
+                report.failures.push(format!("{spec}, MTU {mtu}: not measured: {error:#}"));
+            }
+            field.subjects.push(subject.ok().map(|(subject, _)| subject));
+        }
+        Ok(field)
+    }
+
+    fn conditions(&self, mode: Mode) -> String {
+        let rate = self.rate_mbit.map_or(String::new(), |rate| format!(", {rate} Mbit/s"));
+        format!("{mode}, MTU {}{rate}", self.mtu)
+    }
+
+    /// One measurement, with what ran.
+    fn measure(
+        &self,
+        subject: &dyn Subject,
+        workload: Workload,
+        window: Window,
+        stop: &Stop,
+    ) -> Result<(Outcome, Facts)> {
+        let Pair { a, b, .. } = &self.pair;
+        let [address_a, address_b] = subject.addresses();
+        let there = Path { from: a, to: b, address: address_b };
+        let back = Path { from: b, to: a, address: address_a };
+        let before = subject.facts()?;
+        let mut meter = Meter::new(subject, [a, b]);
+        let mut outcome = workload.run(there, back, &mut Run { window, stop, watch: &mut meter })?;
+        meter.add_to(&mut outcome);
+        let after = subject.facts()?;
+        check(&before, &after)?;
+        Ok((outcome, after))
+    }
+
+    /// Writes down what ran.
+    fn note(&self, spec: &SubjectSpec, mode: Mode, facts: &Facts, report: &mut Report) {
+        let refused = facts
+            .violation
+            .as_ref()
+            .map(|why| format!("{spec}, {}: not called measured: {why}", self.conditions(mode)));
+        let subject_report = self.subject_report(spec, mode, report);
+        fill(subject_report, facts);
+        let is_new = subject_report.refused.is_none();
+        if let Some(refused) = refused.filter(|_| is_new) {
+            subject_report.refused.clone_from(&facts.violation);
+            report.failures.push(refused);
+        }
+    }
+
+    /// The entry of a subject in this field.
+    fn subject_report<'r>(&self, spec: &SubjectSpec, mode: Mode, report: &'r mut Report) -> &'r mut SubjectReport {
+        let is_it = |subject: &SubjectReport| {
+            subject.name == spec.name
+                && (subject.mode, subject.mtu, subject.rate_mbit) == (mode, self.mtu, self.rate_mbit)
+        };
+        let index = report.subjects.iter().position(is_it).unwrap_or_else(|| {
+            report.subjects.push(SubjectReport {
+                name: spec.name.clone(),
+                kind: spec.kind.word().to_owned(),
+                mode,
+                mtu: self.mtu,
+                rate_mbit: self.rate_mbit,
+                overlay_mtu: None,
+                engine: None,
+                opener: None,
+                workers: None,
+                spin_us: None,
+                offloads: Default::default(),
+                version: None,
+                command: None,
+                drops: Default::default(),
+                notes: Vec::new(),
+                refused: None,
+            });
+            report.subjects.len() - 1
+        });
+        &mut report.subjects[index]
+    }
+}
+
+fn fill(report: &mut SubjectReport, facts: &Facts) {
+    let facts = facts.clone();
+    report.overlay_mtu = facts.overlay_mtu;
+    (report.engine, report.opener, report.workers) = (facts.engine, facts.opener, facts.workers);
+    (report.spin_us, report.offloads) = (facts.spin_us, facts.offloads);
+    (report.version, report.command) = (facts.version, facts.command);
+    (report.drops, report.notes) = (facts.drops, facts.notes);
+}
+
+/// What ran has to be the same before and after a measurement, and may not have dropped what was measured.
+fn check(before: &Facts, after: &Facts) -> Result<()> {
+    let known = Facts { drops: Default::default(), violation: None, ..before.clone() };
+    let found = Facts { drops: Default::default(), violation: None, ..after.clone() };
+    ensure!(known == found, "what ran changed meanwhile: {known:?} before, {found:?} after");
+    for (reason, count) in &after.drops {
+        let count = count - before.drops.get(reason).unwrap_or(&0);
+        let is_harmless = HARMLESS_DROPS.iter().any(|harmless| reason.ends_with(harmless));
+        ensure!(count == 0 || is_harmless, "weftd dropped {count} packets: {reason}");
+    }
+    Ok(())
+}
+
+/// An empty report knows when it began.
+pub fn rfc3339_now() -> String {
+    humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()
+}
+
+/// Measures, and ends with what it found: medians, ratios, whether all is well.
+pub fn perform(campaign: &Campaign, stop: &Stop, progress: &mut Progress, report: &mut Report) {
+    let started = Instant::now();
+    if let Err(error) = campaign.run(stop, progress, report) {
+        if stop.is_raised() {
+            report.interrupted = true;
+            report.failures.push("stopped by a signal before its end".into());
+        } else {
+            report.failures.push(format!("{error:#}"));
+        }
+    }
+    report.elapsed_s = started.elapsed().as_secs_f64();
+    crate::summary::conclude(report);
+    report.ok = report.failures.is_empty();
+}

@@ -1,0 +1,78 @@
+//! Counters beside a measurement: read when its window opens and when it closes.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use weft_lab::Node;
+use weft_lab::measure::Watch;
+
+use crate::proc::{self, TcpCounters};
+use crate::subject::{Subject, Work};
+use crate::workload::Outcome;
+
+/// Watches one measurement of a subject.
+pub struct Meter<'a> {
+    subject: &'a dyn Subject,
+    nodes: [&'a Node; 2],
+    opened: Option<Reading>,
+    closed: Option<Reading>,
+}
+
+struct Reading {
+    at: Instant,
+    context_switches: u64,
+    tcp: [TcpCounters; 2],
+    work: Option<Work>,
+    resident: u64,
+}
+
+impl<'a> Meter<'a> {
+    /// A meter for a subject between two hosts.
+    pub fn new(subject: &'a dyn Subject, nodes: [&'a Node; 2]) -> Self {
+        Self { subject, nodes, opened: None, closed: None }
+    }
+
+    fn read(&self) -> Result<Reading> {
+        let [a, b] = self.nodes.map(TcpCounters::of);
+        Ok(Reading {
+            at: Instant::now(),
+            context_switches: proc::context_switches()?,
+            tcp: [a?, b?],
+            work: self.subject.work()?,
+            resident: self.subject.pids().into_iter().filter_map(proc::resident).sum(),
+        })
+    }
+
+    /// Adds what was counted to the outcome of the measurement.
+    pub fn add_to(&self, outcome: &mut Outcome) {
+        let (Some(opened), Some(closed)) = (&self.opened, &self.closed) else { return };
+        let seconds = (closed.at - opened.at).as_secs_f64();
+        let tcp = |value: fn(&TcpCounters) -> u64| {
+            let sum = |reading: &Reading| reading.tcp.iter().map(value).sum::<u64>();
+            sum(closed).saturating_sub(sum(opened)) as f64 / seconds
+        };
+        outcome.add("retransmits", tcp(|counters| counters.retransmits));
+        outcome.add("reordered", tcp(|counters| counters.reordered));
+        let switches = closed.context_switches.saturating_sub(opened.context_switches);
+        outcome.add("context_switches", switches as f64 / seconds);
+        if let (Some(before), Some(after)) = (opened.work, closed.work) {
+            let (syscalls, packets) = (after.syscalls - before.syscalls, after.packets - before.packets);
+            outcome.add("syscalls_per_packet", syscalls as f64 / packets as f64);
+        }
+        if closed.resident > 0 {
+            outcome.add("rss", closed.resident as f64);
+        }
+    }
+}
+
+impl Watch for Meter<'_> {
+    fn open(&mut self) -> Result<()> {
+        self.opened = Some(self.read()?);
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.closed = Some(self.read()?);
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! Counters below `/proc`: context switches, TCP segments of a network namespace, resident memory.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use weft_lab::Node;
+
+/// Counters of the TCP of one network namespace (proc(5), `/proc/net/snmp` and `/proc/net/netstat`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpCounters {
+    /// `Tcp: RetransSegs`: segments sent again.
+    pub retransmits: u64,
+    /// `TcpExt: TCPOFOQueue`: segments that came before one that was due.
+    pub reordered: u64,
+}
+
+impl TcpCounters {
+    /// Reads those of a node.
+    ///
+    /// # Errors
+    /// If the kernel does not show them.
+    pub fn of(node: &Node) -> Result<TcpCounters> {
+        // `/proc/net` would be that of the process's first thread.
+        let read = |name: &str| {
+            let path = format!("/proc/thread-self/net/{name}");
+            fs::read_to_string(&path).with_context(|| format!("reading {path}"))
+        };
+        let (snmp, netstat) = node.run(|| (read("snmp"), read("netstat")));
+        let value = |text: &str, table, name| {
+            counter(text, table, name).with_context(|| format!("the kernel shows no {table} {name}"))
+        };
+        Ok(TcpCounters {
+            retransmits: value(&snmp?, "Tcp:", "RetransSegs")?,
+            reordered: value(&netstat?, "TcpExt:", "TCPOFOQueue")?,
+        })
+    }
+}
+
+/// One counter of a table in which a line of names stands above a line of values, both behind the table's name.
+fn counter(text: &str, table: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter(|line| line.split_whitespace().next() == Some(table));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let found = names.split_whitespace().zip(values.split_whitespace()).find(|(found, _)| *found == name);
+    found?.1.parse().ok()
+}
+
+/// Context switches of the whole machine since it started: `ctxt` of `/proc/stat`.
+///
+/// # Errors
+/// If the kernel does not show them.
+pub fn context_switches() -> Result<u64> {
+    let text = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+    field(&text, "ctxt").context("/proc/stat has no line ctxt")
+}
+
+/// Bytes of resident memory of a process: `VmRSS` of `/proc/PID/status`; `None` if it is gone.
+pub fn resident(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    Some(field(&text, "VmRSS:")? * 1024)
+}
+
+/// Bytes of memory of the machine: `MemTotal` of `/proc/meminfo`.
+pub fn memory() -> Option<u64> {
+    Some(field(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")? * 1024)
+}
+
+/// The number behind a word at the beginning of a line.
+fn field(text: &str, word: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(word))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_found_by_the_name_above_it() {
+        let text =
+            "Ip: Forwarding InReceives\nIp: 1 2\nTcp: RtoMin RetransSegs InErrs\nTcp: 200 17 3\nTcpX: A\nTcpX: 1\n";
+        assert_eq!(counter(text, "Tcp:", "RetransSegs"), Some(17));
+        assert_eq!(counter(text, "Ip:", "InReceives"), Some(2));
+        assert_eq!(counter(text, "Tcp:", "A"), None);
+        assert_eq!(counter(text, "Udp:", "A"), None);
+    }
+
+    #[test]
+    fn a_field_is_the_number_behind_its_word() {
+        let text = "cpu  1 2\nctxt 12345\nVmRSS:\t  2048 kB\n";
+        assert_eq!((field(text, "ctxt"), field(text, "VmRSS:"), field(text, "btime")), (Some(12345), Some(2048), None));
+    }
+
+    #[test]
+    fn this_machine_shows_what_is_read() {
+        assert!(context_switches().unwrap() > 0);
+        assert!(resident(std::process::id()).unwrap() > 100_000);
+        assert!(memory().unwrap() > 1 << 20);
+        assert_eq!(resident(u32::MAX), None);
+    }
+}

@@ -1,0 +1,184 @@
+//! What stands on the command line for a subject.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// A subject as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubjectSpec {
+    /// As it was written; names the subject everywhere.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What can be measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The tunnel of this project.
+    Weft(WeftSpec),
+    /// The kernel's VXLAN, programmed as flannel does.
+    Vxlan,
+    /// A route, no tunnel; flannel's host-gw.
+    HostGw,
+}
+
+/// Settings of weft; `None`: the default that `weft up` gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WeftSpec {
+    /// `uring` or `epoll`.
+    pub engine: Option<String>,
+    /// `native` or `simple`.
+    pub opener: Option<String>,
+    /// Microseconds.
+    pub spin_us: Option<u32>,
+    /// Worker threads.
+    pub workers: Option<u32>,
+    /// Another weftd than the one beside weft-bench.
+    pub binary: Option<PathBuf>,
+    /// Offloads that are switched off: `udp-gso`, `udp-gro`, `tun-tso`, `tun-uso`.
+    pub off: Vec<String>,
+}
+
+/// The subjects, for messages and `weft-bench list`: form and meaning.
+pub const FORMS: [(&str, &str); 9] = [
+    ("weft", "weft with the settings that `weft up` gives"),
+    ("weft:engine=uring", "by io_uring; or engine=epoll"),
+    ("weft:opener=simple", "one TUN queue without offloads; or opener=native"),
+    ("weft:spin=US", "a worker looks for work for US microseconds before it sleeps; 0: not at all"),
+    ("weft:workers=N", "N worker threads on each host"),
+    ("weft:udp-gso=off", "without an offload; also udp-gro, tun-tso, tun-uso"),
+    ("weft:bin=PATH", "another build of weftd; settings combine: weft:bin=PATH,engine=epoll,spin=0"),
+    ("vxlan", "kernel VXLAN as flannel programs it: VNI 1, permanent neighbour and forwarding entry"),
+    ("host-gw", "a plain route, no tunnel"),
+];
+
+const SWITCHES: [&str; 4] = ["udp-gso", "udp-gro", "tun-tso", "tun-uso"];
+
+impl SubjectSpec {
+    /// Reads one subject.
+    ///
+    /// # Errors
+    /// What was expected instead.
+    pub fn parse(text: &str) -> Result<SubjectSpec> {
+        let kind = match text.split_once(':').unwrap_or((text, "")) {
+            ("weft", settings) => {
+                ensure!(settings.is_empty() != text.contains(':'), "`{text}`: expected settings such as engine=epoll");
+                Kind::Weft(WeftSpec::parse(settings).with_context(|| format!("subject `{text}`"))?)
+            }
+            ("vxlan", "") => Kind::Vxlan,
+            ("host-gw", "") => Kind::HostGw,
+            _ => bail!("`{text}` is no subject; `weft-bench list` shows them, such as weft, weft:engine=epoll, vxlan"),
+        };
+        Ok(SubjectSpec { name: text.to_owned(), kind })
+    }
+
+    /// Reads a list separated by commas. A piece such as `spin=0` belongs to the `weft:...` before it.
+    ///
+    /// # Errors
+    /// As [`SubjectSpec::parse`], or if one is there twice.
+    pub fn parse_list(text: &str) -> Result<Vec<SubjectSpec>> {
+        let mut texts: Vec<String> = Vec::new();
+        for piece in text.split(',') {
+            let is_setting = piece.split_once('=').is_some_and(|(key, _)| !key.contains(':'));
+            match texts.last_mut() {
+                Some(last) if is_setting && last.starts_with("weft:") => {
+                    last.push(',');
+                    last.push_str(piece);
+                }
+                _ => texts.push(piece.to_owned()),
+            }
+        }
+        let specs = texts.iter().map(|text| SubjectSpec::parse(text)).collect::<Result<Vec<_>>>()?;
+        for (index, spec) in specs.iter().enumerate() {
+            ensure!(
+                specs[..index].iter().all(|other| other.name != spec.name),
+                "subject `{}` is there twice",
+                spec.name
+            );
+        }
+        Ok(specs)
+    }
+}
+
+impl fmt::Display for SubjectSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.name)
+    }
+}
+
+impl Kind {
+    /// The word in JSON.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Kind::Weft(_) => "weft",
+            Kind::Vxlan => "vxlan",
+            Kind::HostGw => "host-gw",
+        }
+    }
+}
+
+impl WeftSpec {
+    fn parse(settings: &str) -> Result<WeftSpec> {
+        let mut spec = WeftSpec::default();
+        for setting in settings.split(',').filter(|setting| !setting.is_empty()) {
+            let (key, value) = setting.split_once('=').with_context(|| format!("`{setting}`: expected KEY=VALUE"))?;
+            let one_of = |words: &[&str]| {
+                ensure!(words.contains(&value), "{key}={value}: expected {}", words.join(" or "));
+                Ok(Some(value.to_owned()))
+            };
+            let number = || value.parse().map(Some).with_context(|| format!("{key}={value}: expected a number"));
+            match key {
+                "engine" => spec.engine = one_of(&["uring", "epoll"])?,
+                "opener" => spec.opener = one_of(&["native", "simple"])?,
+                "spin" => spec.spin_us = number()?,
+                "workers" => spec.workers = number()?,
+                "bin" => spec.binary = Some(value.into()),
+                _ if SWITCHES.contains(&key) => {
+                    if one_of(&["on", "off"])?.as_deref() == Some("off") {
+                        spec.off.push(key.to_owned());
+                    }
+                }
+                _ => {
+                    bail!("`{key}` is no setting: expected engine, opener, spin, workers, bin, {}", SWITCHES.join(", "))
+                }
+            }
+        }
+        Ok(spec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_after_a_comma_belong_to_the_weft_before_it() {
+        let specs = SubjectSpec::parse_list("weft,weft:engine=epoll,spin=0,vxlan,weft:udp-gso=off,host-gw").unwrap();
+        let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        assert_eq!(names, ["weft", "weft:engine=epoll,spin=0", "vxlan", "weft:udp-gso=off", "host-gw"]);
+        let epoll = WeftSpec { engine: Some("epoll".into()), spin_us: Some(0), ..WeftSpec::default() };
+        assert_eq!(specs[1].kind, Kind::Weft(epoll));
+        assert_eq!(specs[3].kind, Kind::Weft(WeftSpec { off: vec!["udp-gso".into()], ..WeftSpec::default() }));
+    }
+
+    #[test]
+    fn nonsense_is_answered_with_what_was_expected() {
+        for (text, expected) in [
+            ("wireguard", "weft-bench list"),
+            ("", "is no subject"),
+            ("vxlan:vni=3", "is no subject"),
+            ("weft:", "expected settings"),
+            ("weft:engine=dpdk", "expected uring or epoll"),
+            ("weft:engine", "expected KEY=VALUE"),
+            ("weft:spin=fast", "expected a number"),
+            ("weft:colour=red", "expected engine, opener"),
+            ("weft,vxlan,weft", "is there twice"),
+        ] {
+            let error = format!("{:#}", SubjectSpec::parse_list(text).unwrap_err());
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! TCP connections per second.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout};
+
+use super::tcp::ANSWER_TIMEOUT;
+use super::{Path, Run, join, unless_over};
+
+/// How long a listener without connections sleeps before it looks whether the measurement is over.
+const LOOK: Duration = Duration::from_millis(50);
+/// What the client sends, and the server inverts and sends back.
+const QUESTION: u8 = 0xa5;
+
+/// What came of [`tcp_connects`].
+#[derive(Debug, Clone, Copy)]
+pub struct Connects {
+    /// Connections made, used and closed within the window.
+    pub count: u64,
+    /// The true length of the window.
+    pub elapsed: Duration,
+    /// CPU time of the whole machine within it.
+    pub cpu: Duration,
+}
+
+impl Connects {
+    /// Connections per second.
+    pub fn per_second(&self) -> f64 {
+        self.count as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
+/// Connects, sends a byte, waits for a byte that depends on it, and closes; `clients` of them at once, each one connection
+/// after the other. Clients close with a reset, so that they do not run out of ports (`TIME_WAIT`, RFC 9293 section 3.6).
+///
+/// # Errors
+/// If a connection fails, an answer is wrong, none is made, or [`super::Stopped`].
+pub fn tcp_connects(path: &Path<'_>, clients: usize, run: &mut Run<'_>) -> Result<Connects> {
+    let listener = path
+        .to
+        .run(|| TcpListener::bind((path.address, 0)))
+        .with_context(|| format!("listening on {} of {}", path.address, path.to.name()))?;
+    set_socket_timeout(&listener, Timeout::Recv, Some(LOOK))?;
+    let address = listener.local_addr()?;
+    let (count, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let observed = thread::scope(|scope| {
+        let serving: Vec<_> = (0..clients).map(|_| scope.spawn(|| serve(&listener, &over))).collect();
+        let connecting: Vec<_> = (0..clients)
+            .map(|_| {
+                scope.spawn(|| {
+                    path.from.enter();
+                    unless_over(&over, connect(address, &count, &over))
+                })
+            })
+            .collect();
+        let observed = run.observe(|| [count.load(Ordering::Relaxed)]);
+        over.store(true, Ordering::Relaxed);
+        let clients = connecting.into_iter().try_for_each(|thread| join(thread, "connecting"));
+        let servers = serving.into_iter().try_for_each(|thread| join(thread, "serving"));
+        clients.and(servers).and(observed)
+    })
+    .with_context(|| format!("TCP connections from {} to {address}", path.from.name()))?;
+    let [count] = observed.counts;
+    ensure!(count > 0, "no connection was made within {:?}", observed.elapsed);
+    Ok(Connects { count, elapsed: observed.elapsed, cpu: observed.cpu })
+}
+
+fn connect(address: SocketAddr, count: &AtomicU64, over: &AtomicBool) -> Result<()> {
+    while !over.load(Ordering::Relaxed) {
+        let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT)?;
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        set_socket_linger(&stream, Some(Duration::ZERO))?;
+        stream.write_all(&[QUESTION])?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer).context("waiting for the answer")?;
+        ensure!(answer == [!QUESTION], "WRONG PAYLOAD: the answer to {QUESTION:#x} is {:#x}", answer[0]);
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+fn serve(listener: &TcpListener, over: &AtomicBool) -> Result<()> {
+    while !over.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((stream, _)) => answer(stream)?,
+            // A client that is gone before it is accepted was ended by the end of the measurement.
+            Err(error) if is_ended(&error) => continue,
+            Err(error) => bail!(error),
+        }
+    }
+    Ok(())
+}
+
+fn answer(mut stream: TcpStream) -> Result<()> {
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    let mut question = [0];
+    let outcome = stream.read_exact(&mut question).and_then(|()| stream.write_all(&[!question[0]]));
+    // The client hangs up when it has its answer; that it is gone by the time it is looked for is as good.
+    let ended = outcome.and_then(|()| stream.read(&mut question));
+    match ended {
+        Ok(_) => Ok(()),
+        Err(error) if is_ended(&error) || error.kind() == ErrorKind::UnexpectedEof => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_ended(error: &io::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | Interrupted | WouldBlock)
+}
