@@ -14,7 +14,7 @@ mod ratios;
 pub mod scale;
 mod tables;
 
-pub use data::{Link, OnLink, Samples, show};
+pub use data::{Link, OnLink, Samples, median};
 pub use ratios::{chief, times};
 
 use crate::result::Report;

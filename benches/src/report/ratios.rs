@@ -334,8 +334,8 @@ fn ticks(scale: &Scale) -> Vec<(f64, String)> {
 
 fn coordinate_label(value: f64) -> String {
     match value {
-        half if half == 0.125 => "1/8".to_owned(),
-        half if half == 0.0625 => "1/16".to_owned(),
+        0.125 => "1/8".to_owned(),
+        0.0625 => "1/16".to_owned(),
         other => other.to_string(),
     }
 }
