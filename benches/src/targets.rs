@@ -3,7 +3,7 @@
 //! *must* is the least that is acceptable, *aim* the real target. A ratio below 1 is less than VXLAN's: worse for
 //! throughput and packets, better for latency and CPU.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use serde::Serialize;
 
 use crate::metric;
@@ -141,7 +141,7 @@ pub fn table(judged: &[Judged]) -> String {
         return String::new();
     }
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     table.set_header(["mode", "workload", "metric", "must", "aim", "measured", "spread", "verdict"]);
     for row in judged {
         let (measured, spread) = match &row.ratio {

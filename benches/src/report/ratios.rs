@@ -108,7 +108,7 @@ pub fn chief(report: &Report, subject: &str) -> Option<String> {
         .collect();
 
     const WIDTH: f64 = 960.0;
-    const LABELS: f64 = 190.0;
+    const LABELS: f64 = 200.0;
     const FIGURES: f64 = 52.0;
     const BETWEEN: f64 = 26.0;
     let count = modes.len() as f64;
@@ -329,15 +329,7 @@ fn extremes(bars: &Bars) -> Vec<f64> {
 }
 
 fn ticks(scale: &Scale) -> Vec<(f64, String)> {
-    scale.powers_of_two().into_iter().map(|value| (value, coordinate_label(value))).collect()
-}
-
-fn coordinate_label(value: f64) -> String {
-    match value {
-        0.125 => "1/8".to_owned(),
-        0.0625 => "1/16".to_owned(),
-        other => other.to_string(),
-    }
+    scale.powers_of_two().into_iter().map(|value| (value, value.to_string())).collect()
 }
 
 /// An SVG element of a width and height, which may grow and shrink, and a name for those who hear it.

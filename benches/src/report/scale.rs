@@ -22,8 +22,9 @@ pub struct Scale {
     to: f64,
 }
 
-/// Ratios further from 1 than this factor are drawn at the edge of the axis.
-const RATIO_MAX: f64 = 16.0;
+/// Ratios further from 1 than this factor are drawn at the edge of the axis, so that one of 30 leaves room to tell 0.7
+/// from 0.9.
+const RATIO_MAX: f64 = 5.0;
 
 /// Ratios nearer to 1 than this factor do not make the axis shorter.
 const RATIO_MIN: f64 = 2.0;
@@ -109,7 +110,7 @@ impl Scale {
 
     /// Powers of two inside, for ratios.
     pub fn powers_of_two(&self) -> Vec<f64> {
-        (-4..=4).map(|power| 2f64.powi(power)).filter(|value| !self.is_outside(*value)).collect()
+        (-2..=2).map(|power| 2f64.powi(power)).filter(|value| !self.is_outside(*value)).collect()
     }
 
     fn spaced(&self, value: f64) -> f64 {
