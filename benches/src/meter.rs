@@ -6,7 +6,7 @@ use anyhow::Result;
 use weft_lab::Node;
 use weft_lab::measure::Watch;
 
-use crate::proc::{self, TcpCounters};
+use crate::proc::{self, NetCounters};
 use crate::subject::{Subject, Work};
 use crate::workload::Outcome;
 
@@ -21,7 +21,7 @@ pub struct Meter<'a> {
 struct Reading {
     at: Instant,
     context_switches: u64,
-    tcp: [TcpCounters; 2],
+    net: [NetCounters; 2],
     work: Option<Work>,
     resident: u64,
 }
@@ -33,11 +33,11 @@ impl<'a> Meter<'a> {
     }
 
     fn read(&self) -> Result<Reading> {
-        let [a, b] = self.nodes.map(TcpCounters::of);
+        let [a, b] = self.nodes.map(NetCounters::of);
         Ok(Reading {
             at: Instant::now(),
             context_switches: proc::context_switches()?,
-            tcp: [a?, b?],
+            net: [a?, b?],
             work: self.subject.work()?,
             resident: self.subject.pids().into_iter().filter_map(proc::resident).sum(),
         })
@@ -47,12 +47,13 @@ impl<'a> Meter<'a> {
     pub fn add_to(&self, outcome: &mut Outcome) {
         let (Some(opened), Some(closed)) = (&self.opened, &self.closed) else { return };
         let seconds = (closed.at - opened.at).as_secs_f64();
-        let tcp = |value: fn(&TcpCounters) -> u64| {
-            let sum = |reading: &Reading| reading.tcp.iter().map(value).sum::<u64>();
+        let net = |value: fn(&NetCounters) -> u64| {
+            let sum = |reading: &Reading| reading.net.iter().map(value).sum::<u64>();
             sum(closed).saturating_sub(sum(opened)) as f64 / seconds
         };
-        outcome.add("retransmits", tcp(|counters| counters.retransmits));
-        outcome.add("reordered", tcp(|counters| counters.reordered));
+        outcome.add("retransmits", net(|counters| counters.retransmits));
+        outcome.add("reordered", net(|counters| counters.reordered));
+        outcome.add("receiver_drops", net(|counters| counters.receiver_drops));
         let switches = closed.context_switches.saturating_sub(opened.context_switches);
         outcome.add("context_switches", switches as f64 / seconds);
         if let (Some(before), Some(after)) = (opened.work, closed.work) {

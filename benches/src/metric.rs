@@ -13,29 +13,35 @@ pub struct Metric {
     pub less_is_better: bool,
     /// It has a row of its own in the table on the terminal; the others are in JSON only.
     pub is_chief: bool,
+    /// A ratio of two values says something. Of parts that are next to nothing it does not.
+    pub has_ratio: bool,
 }
 
 const fn more(name: &'static str, unit: &'static str, help: &'static str) -> Metric {
-    Metric { name, unit, help, less_is_better: false, is_chief: true }
+    Metric { name, unit, help, less_is_better: false, is_chief: true, has_ratio: true }
 }
 
 const fn less(name: &'static str, unit: &'static str, help: &'static str) -> Metric {
-    Metric { name, unit, help, less_is_better: true, is_chief: true }
+    Metric { name, unit, help, less_is_better: true, is_chief: true, has_ratio: true }
 }
 
 const fn side(metric: Metric) -> Metric {
     Metric { is_chief: false, ..metric }
 }
 
+const fn without_ratio(metric: Metric) -> Metric {
+    Metric { has_ratio: false, ..metric }
+}
+
 /// All of them, in the order of the tables.
-pub const METRICS: [Metric; 18] = [
+pub const METRICS: [Metric; 19] = [
     more("throughput", "bit/s", "payload that arrived intact"),
     more("pps", "1/s", "datagrams that arrived intact"),
     more("connects_per_s", "1/s", "TCP connections made, used for one byte each way, and closed"),
     less("latency_p50", "us", "half of the responses took at most so long"),
     less("latency_p99", "us", "99 of 100 responses took at most so long"),
     less("latency_p999", "us", "999 of 1000 responses took at most so long"),
-    less("loss", "", "part of the datagrams that did not arrive, 0 to 1"),
+    without_ratio(less("loss", "", "part of the datagrams that did not arrive, 0 to 1")),
     less("cpu_per_gb", "s/GB", "CPU seconds of the whole machine, softirq included, per 10^9 payload bytes"),
     less(
         "cpu_per_mpkt",
@@ -45,10 +51,15 @@ pub const METRICS: [Metric; 18] = [
     side(more("offered_pps", "1/s", "datagrams that the sender's kernel took")),
     side(more("responses_per_s", "1/s", "responses")),
     side(less("cpu_cores", "cores", "CPU seconds of the whole machine per second")),
-    side(less("retransmits", "1/s", "TCP segments sent again on both hosts")),
-    side(less("reordered", "1/s", "TCP segments that came out of order on both hosts")),
+    side(without_ratio(less("retransmits", "1/s", "TCP segments sent again on both hosts"))),
+    side(without_ratio(less("reordered", "1/s", "TCP segments that came out of order on both hosts"))),
+    side(without_ratio(less(
+        "receiver_drops",
+        "1/s",
+        "datagrams that arrived and found the receiver's buffer full: not the tunnel's loss",
+    ))),
     side(less("context_switches", "1/s", "context switches of the whole machine")),
-    side(less("syscalls_per_packet", "", "weft: system calls of both weftd per inner packet that both handled")),
+    side(less("syscalls_per_packet", "", "weft: system calls of both weftd per inner packet")),
     side(less("rss", "bytes", "resident memory of the subject's processes on both hosts")),
     side(more("iperf3_throughput", "bit/s", "what iperf3 found on the same path just after")),
 ];

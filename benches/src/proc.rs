@@ -5,21 +5,23 @@ use std::fs;
 use anyhow::{Context, Result};
 use weft_lab::Node;
 
-/// Counters of the TCP of one network namespace (proc(5), `/proc/net/snmp` and `/proc/net/netstat`).
+/// Counters of TCP and UDP in one network namespace (proc(5), `/proc/net/snmp` and `/proc/net/netstat`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TcpCounters {
+pub struct NetCounters {
     /// `Tcp: RetransSegs`: segments sent again.
     pub retransmits: u64,
     /// `TcpExt: TCPOFOQueue`: segments that came before one that was due.
     pub reordered: u64,
+    /// `Udp: RcvbufErrors`: datagrams that arrived and found the receiver's buffer full.
+    pub receiver_drops: u64,
 }
 
-impl TcpCounters {
+impl NetCounters {
     /// Reads those of a node.
     ///
     /// # Errors
     /// If the kernel does not show them.
-    pub fn of(node: &Node) -> Result<TcpCounters> {
+    pub fn of(node: &Node) -> Result<NetCounters> {
         // `/proc/net` would be that of the process's first thread.
         let read = |name: &str| {
             let path = format!("/proc/thread-self/net/{name}");
@@ -29,8 +31,10 @@ impl TcpCounters {
         let value = |text: &str, table, name| {
             counter(text, table, name).with_context(|| format!("the kernel shows no {table} {name}"))
         };
-        Ok(TcpCounters {
-            retransmits: value(&snmp?, "Tcp:", "RetransSegs")?,
+        let snmp = snmp?;
+        Ok(NetCounters {
+            retransmits: value(&snmp, "Tcp:", "RetransSegs")?,
+            receiver_drops: value(&snmp, "Udp:", "RcvbufErrors")?,
             reordered: value(&netstat?, "TcpExt:", "TCPOFOQueue")?,
         })
     }

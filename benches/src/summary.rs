@@ -23,9 +23,9 @@ pub fn conclude(report: &mut Report) {
             let values = values(&counted, &key, metric);
             let rounds: Vec<f64> = values.values().copied().collect();
             medians.extend(summary(&key, metric, &rounds));
-            let Some(baseline) = report.plan.baseline.as_ref().filter(|baseline| *baseline != key.subject) else {
-                continue;
-            };
+            let baseline =
+                report.plan.baseline.as_ref().filter(|baseline| metric.has_ratio && *baseline != key.subject);
+            let Some(baseline) = baseline else { continue };
             let baseline_values = self::values(&counted, &Key { subject: baseline, ..key }, metric);
             let quotients: Vec<f64> = values
                 .iter()

@@ -1,4 +1,4 @@
-//! Links, addresses, routes, neighbours and bridge forwarding entries of one network namespace.
+//! Links, addresses, routes, neighbours, bridge forwarding entries and rate limits of one network namespace.
 //!
 //! This is the only speaker of netlink in the project. Every call is synchronous: it sends one request and returns when the
 //! kernel has acted on it. [`Netlink::open`] binds a connection to the network namespace of the calling thread, for good:
@@ -26,6 +26,7 @@ mod link;
 mod mac;
 mod neighbour;
 mod new_link;
+mod qdisc;
 mod route;
 mod socket;
 
@@ -36,6 +37,7 @@ pub use link::{Link, LinkRef};
 pub use mac::{MacAddr, MacParseError};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use new_link::{NewLink, NewLinkKind, Veth, Vxlan};
+pub use qdisc::TokenBucket;
 pub use route::{Resolved, Route, RouteFilter, RouteKind, protocol, table};
 pub use socket::Netlink;
 

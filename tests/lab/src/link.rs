@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result};
-use weft_netlink::{NewLink, NewLinkKind, Veth};
+use weft_netlink::{NewLink, NewLinkKind, TokenBucket, Veth};
 
 use crate::{Node, set_features};
 
@@ -24,6 +24,11 @@ const SEGMENTATION_FEATURES: [&str; 5] = [
     "tx-udp_tnl-csum-segmentation",
     "tx-udp-segmentation",
 ];
+
+/// What may leave a limited link at once: twice the largest super-packet, so that none is cut for the limit's sake.
+const BURST_LEN: u32 = 128 * 1024;
+/// What may wait before a limited link, as a time, but not less than some bursts.
+const WAIT_MS_MAX: u64 = 10;
 
 /// One end of a [`Link`].
 #[derive(Debug, Clone)]
@@ -85,6 +90,25 @@ impl Link {
             let mut wanted = SEGMENTATION_FEATURES.map(|name| (name, offload)).to_vec();
             wanted.push(("rx-gro", !offload));
             set_features(&end.node, &end.name, &wanted)?;
+        }
+        Ok(())
+    }
+
+    /// Holds what each end sends to so many bits per second; `None`: no limit.
+    ///
+    /// # Errors
+    /// The kernel's, such as one that it has no token bucket (`CONFIG_NET_SCH_TBF`).
+    pub fn set_rate(&self, bits_per_second: Option<u64>) -> Result<()> {
+        for end in [&self.a, &self.b] {
+            let mut netlink = end.node.netlink()?;
+            let Some(rate) = bits_per_second.map(|bits| bits / 8) else {
+                netlink.delete_root_qdisc(end.index)?;
+                continue;
+            };
+            let limit = u32::try_from(rate * WAIT_MS_MAX / 1000).unwrap_or(u32::MAX).max(4 * BURST_LEN);
+            netlink
+                .replace_token_bucket(end.index, &TokenBucket { rate, burst: BURST_LEN, limit })
+                .context("a limited link needs a kernel with tbf (CONFIG_NET_SCH_TBF)")?;
         }
         Ok(())
     }

@@ -69,6 +69,21 @@ fn a_paced_sender_offers_the_rate_that_was_asked_for() -> Result<()> {
 }
 
 #[test]
+fn a_limited_link_carries_no_more_than_its_rate() -> Result<()> {
+    let Some(lab) = Lab::start() else { return Ok(()) };
+    let pair = Pair::new(&lab, 1500)?;
+    let path = Path { from: &pair.a, to: &pair.b, address: addresses()[0] };
+    let run = &mut Run { window: WINDOW, stop: &Stop::default(), watch: &mut () };
+    pair.link.set_rate(Some(50_000_000))?;
+    let limited = tcp_throughput(&[path], 1, run)?.bits_per_second();
+    assert!((1e6..60e6).contains(&limited), "{limited}");
+    pair.link.set_rate(None)?;
+    let unlimited = tcp_throughput(&[path], 1, run)?.bits_per_second();
+    assert!(unlimited > 100e6, "{unlimited}");
+    Ok(())
+}
+
+#[test]
 fn a_watch_sees_both_ends_of_the_window_of_every_measurement() -> Result<()> {
     #[derive(Default)]
     struct Ends(Vec<(&'static str, Instant)>);
