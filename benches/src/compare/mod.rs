@@ -165,8 +165,11 @@ fn keys<'a>(a: &'a Report, b: &'a Report) -> Vec<Key<'a>> {
             places.push(place);
         }
     }
-    // A stable sort: links in their order, workloads and subjects as they came.
-    places.sort_by_key(|(link, ..)| *link);
+    // Subjects take turns in a run, so the first to appear is any of them: the order of the plan is the one to read.
+    let planned = |subject: &str| a.plan.subjects.iter().chain(&b.plan.subjects).position(|name| name == subject);
+    let (of_a, of_b) = (&a.plan.workloads, &b.plan.workloads);
+    let placed = |workload: &str| of_a.iter().chain(of_b).position(|name| name == workload);
+    places.sort_by_key(|(link, workload, subject)| (*link, placed(workload), planned(subject)));
     let mut workloads: Vec<(Link, &str)> = places.iter().map(|(link, workload, _)| (*link, *workload)).collect();
     let mut seen = BTreeSet::new();
     workloads.retain(|workload| seen.insert(*workload));

@@ -214,3 +214,12 @@ fn metrics_that_this_version_does_not_know_are_shown_by_their_name() {
     let page = report::html(&made_up);
     assert!(page.contains("warp 9.00"));
 }
+
+#[test]
+fn the_documents_name_every_metric() {
+    let page = include_str!("../../../docs/benchmarks/README.md");
+    for metric in &weft_bench::metric::METRICS {
+        let row = format!("| `{}` | {} | {} |", metric.name, metric.unit, metric.help);
+        assert!(page.contains(&row), "missing or out of date: {row}");
+    }
+}
