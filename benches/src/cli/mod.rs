@@ -1,5 +1,6 @@
 //! The command line.
 
+mod report;
 mod run;
 
 use std::process::ExitCode;
@@ -19,6 +20,10 @@ pub struct Cli {
 enum Command {
     /// Measure subjects side by side (root)
     Run(Box<run::RunArgs>),
+    /// Draw the JSON of a run: HTML, and the chief picture as SVG
+    Report(report::ReportArgs),
+    /// Tell what changed between two runs, and whether it is more than noise
+    Compare(report::CompareArgs),
     /// List the subjects and workloads that `run` understands
     List,
 }
@@ -28,6 +33,8 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Run(args) => run::run(&args),
+            Command::Report(args) => report::report(&args),
+            Command::Compare(args) => report::compare(&args),
             Command::List => {
                 list();
                 ExitCode::SUCCESS

@@ -13,8 +13,10 @@ use weft_bench::progress::Progress;
 use weft_bench::result::{Mode, Plan, Report, SCHEMA};
 use weft_bench::spec::{Kind, SubjectSpec};
 use weft_bench::workload::{Workload, parse_rate};
-use weft_bench::{host, iperf3, table};
+use weft_bench::{host, iperf3, table, targets};
 use weft_lab::measure::{Stop, Window};
+
+use super::report::write_html;
 
 /// Exit code for arguments that cannot be meant.
 const USAGE: u8 = 2;
@@ -67,6 +69,9 @@ pub struct RunArgs {
     /// Write everything to a file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write everything to a file as HTML, with drawings
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Measure even if the machine is busy or programs are debug builds
     #[arg(long)]
     force: bool,
@@ -134,7 +139,7 @@ impl RunArgs {
                  weft-dataplane -p weft-bench` and target/release/weft-bench, or --force"
             );
         }
-        if let Some(path) = &self.json {
+        for path in [&self.json, &self.html].into_iter().flatten() {
             // Better now than after minutes of measuring.
             fs::write(path, "").with_context(|| format!("writing {}", path.display()))?;
         }
@@ -156,12 +161,16 @@ impl RunArgs {
         campaign::perform(campaign, &stop, &mut progress, &mut report);
         drop(progress);
         println!("{}", table::show(&report));
+        println!("{}", targets::table(&targets::judge(&report)));
         for failure in &report.failures {
             println!("FAILED: {failure}");
         }
         if let Some(path) = &self.json {
             let text = serde_json::to_string(&report)? + "\n";
             fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+        }
+        if let Some(path) = &self.html {
+            write_html(&report, path)?;
         }
         Ok(report)
     }
