@@ -39,6 +39,7 @@
 //! flannel subnets; 105 and 230 with 10,000 Internet-like prefixes; 190 and 345 with 1,000,000 flannel subnets.
 //! `benches/benches/fib.rs` measures them beside other crates.
 
+mod build;
 mod runs;
 mod trie;
 
@@ -103,6 +104,14 @@ impl Lpm6 {
     #[inline]
     pub fn lookup(&self, address: u128) -> Option<u16> {
         self.trie.lookup(address)
+    }
+    /// As [`Lpm4::lookup_batch`].
+    ///
+    /// # Panics
+    /// If the slices differ in length.
+    pub fn lookup_batch(&self, addresses: &[u128], values: &mut [Option<u16>]) {
+        assert_eq!(addresses.len(), values.len(), "one value slot per address");
+        self.trie.lookup_batch(addresses, values);
     }
     /// Heap bytes held.
     pub fn memory(&self) -> usize {

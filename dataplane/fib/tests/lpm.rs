@@ -53,8 +53,13 @@ fn check4(prefixes: &[Prefix<u32>], addresses: impl IntoIterator<Item = u32>) {
 #[track_caller]
 fn check6(prefixes: &[Prefix<u128>], addresses: impl IntoIterator<Item = u128>) {
     let lpm = Lpm6::build(prefixes);
-    for address in edges(prefixes, 128).into_iter().chain(addresses) {
-        assert_eq!(lpm.lookup(address), scan(prefixes, 128, address), "{address:#034x} in {prefixes:x?}");
+    let queries: Vec<u128> = edges(prefixes, 128).into_iter().chain(addresses).collect();
+    let mut batch = vec![Some(0xdead); queries.len()];
+    lpm.lookup_batch(&queries, &mut batch);
+    for (address, batched) in queries.into_iter().zip(batch) {
+        let expected = scan(prefixes, 128, address);
+        assert_eq!(lpm.lookup(address), expected, "{address:#034x} in {prefixes:x?}");
+        assert_eq!(batched, expected, "{address:#034x}, batched, in {prefixes:x?}");
     }
 }
 

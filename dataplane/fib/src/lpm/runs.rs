@@ -11,6 +11,8 @@ pub(super) const NONE: u16 = u16::MAX;
 /// Unsigned integers that serve as addresses.
 pub(super) trait Address: Copy + Ord + Debug + Send + Sync + 'static {
     const BITS: u32;
+    /// 32-bit words that hold one.
+    const WORDS: usize = Self::BITS as usize / 32;
     const ZERO: Self;
     const MAX: Self;
     fn wrapping_add(self, other: Self) -> Self;
@@ -26,6 +28,11 @@ pub(super) trait Address: Copy + Ord + Debug + Send + Sync + 'static {
     fn from_index(index: usize) -> Self;
     /// The low bits of `self >> bits`; for `bits` below [`Address::BITS`], where the caller masks what it needs.
     fn low_bits(self, bits: u32) -> u64;
+
+    /// From the first [`Address::WORDS`] of `words`, lowest first.
+    fn from_words(words: &[u32]) -> Self;
+    /// The reverse of [`Address::from_words`].
+    fn push_words(self, words: &mut Vec<u32>);
 
     /// The address with the lowest `bits` bits cleared.
     fn round_down(self, bits: u32) -> Self {
@@ -74,6 +81,17 @@ macro_rules! address {
             #[inline]
             fn low_bits(self, bits: u32) -> u64 {
                 (self >> (bits % <$type>::BITS)) as u64
+            }
+            #[inline(always)]
+            fn from_words(words: &[u32]) -> Self {
+                let mut value = 0;
+                for index in 0..Self::WORDS {
+                    value |= <$type>::from(words[index]) << (32 * index);
+                }
+                value
+            }
+            fn push_words(self, words: &mut Vec<u32>) {
+                words.extend((0..Self::WORDS).map(|index| (self >> (32 * index)) as u32));
             }
         }
     };
