@@ -82,8 +82,7 @@ impl<A: Address> Trie<A> {
         let node = &self.nodes[(entry & !CHILD) as usize..];
         let (header, entries) = node.split_at(A::WORDS + 3);
         let changes = u64::from(header[A::WORDS]) | u64::from(header[A::WORDS + 1]) << 32;
-        let offset = position.saturating_sub(A::from_words(header)).shift_right(header[A::WORDS + 2]);
-        entries[changes_up_to(changes, offset.index().min(SLOTS - 1) as u64)]
+        entries[changes_up_to(changes, position.slot_from(A::from_words(header), header[A::WORDS + 2]))]
     }
 
     pub(super) fn memory(&self) -> usize {
@@ -133,7 +132,7 @@ impl<A: Address> pulp::WithSimd for Batch<'_, A> {
 impl<A: Address> Trie<A> {
     #[inline(always)]
     fn direct_stage(&self, answers: &[u16], addresses: &[A; STAGE_LEN], values: &mut [Option<u16>; STAGE_LEN]) {
-        let slots = self.indexes(addresses, self.slot_shift, answers.len() - 1);
+        let slots = self.indexes(addresses, self.slot_shift, answers.len());
         for (value, slot) in values.iter_mut().zip(slots) {
             *value = answer(answers[slot as usize]);
         }
@@ -147,7 +146,7 @@ impl<A: Address> Trie<A> {
         addresses: &[A; STAGE_LEN],
         values: &mut [Option<u16>; STAGE_LEN],
     ) {
-        let indexes = self.indexes(addresses, self.slot_shift + STRIDE, blocks.len() - 1);
+        let indexes = self.indexes(addresses, self.slot_shift + STRIDE, blocks.len());
         let mut found = [0u32; STAGE_LEN];
         for i in 0..STAGE_LEN {
             let slot = addresses[i].wrapping_sub(self.base).low_bits(self.slot_shift) % SLOTS as u64;
@@ -187,10 +186,16 @@ impl<A: Address> Trie<A> {
         }
     }
 
-    /// The slots or blocks of `1 << shift` addresses that the addresses fall into, at most `last`.
+    /// Which of `count` slots or blocks of `1 << shift` addresses the addresses fall into; behind all means into the last.
     #[inline(always)]
-    fn indexes(&self, addresses: &[A; STAGE_LEN], shift: u32, last: usize) -> [u32; STAGE_LEN] {
-        addresses.map(|address| address.wrapping_sub(self.base).shift_right(shift).index().min(last) as u32)
+    fn indexes(&self, addresses: &[A; STAGE_LEN], shift: u32, count: usize) -> [u32; STAGE_LEN] {
+        let last = (count - 1) as u32;
+        let mut indexes = [0; STAGE_LEN];
+        // Not `map`, which is a call of a function compiled without the CPU features.
+        for (index, address) in indexes.iter_mut().zip(addresses) {
+            *index = address.wrapping_sub(self.base).shift_right_to(shift, last);
+        }
+        indexes
     }
 }
 
