@@ -39,6 +39,7 @@ impl<A: Address> Trie<A> {
                 .wrapping_sub(A::from_index(usize::from(window.block_count > 0))),
             outside: window.outside,
             root,
+            arch: pulp::Arch::new(),
             nodes: builder.nodes.into_boxed_slice(),
         }
     }

@@ -43,6 +43,8 @@ pub(super) struct Trie<A> {
     /// The answer for positions behind `last`.
     pub(super) outside: u16,
     pub(super) root: Root,
+    /// What the CPU can do, asked once: lookups only match on it.
+    pub(super) arch: pulp::Arch,
     /// One after another: origin, `changes` (low half first), shift, entries. A node's 64 slots are `1 << shift` addresses
     /// wide and lie, from its origin on, over the part of the slot above where runs begin. Addresses before the first
     /// slot belong to the first, addresses behind the last slot to the last. Header and entries lie together, because a
@@ -59,21 +61,13 @@ impl<A: Address> Trie<A> {
         }
         match &self.root {
             Root::Direct(answers) => answer(answers[position.low_bits(self.slot_shift) as usize]),
-            Root::Blocks(blocks, entries) => {
-                let block = &blocks[position.low_bits(self.slot_shift + STRIDE) as usize];
-                let slot = position.low_bits(self.slot_shift) % SLOTS as u64;
-                let mut entry = entries[block.entries as usize + changes_up_to(block.changes, slot)];
-                while entry & CHILD != 0 {
-                    entry = self.step(position, entry);
-                }
-                answer(entry as u16)
-            }
+            Root::Blocks(blocks, entries) => self.arch.dispatch(Single { trie: self, blocks, entries, position }),
         }
     }
 
     /// `values[i]` answers `addresses[i]`; the slices are equally long.
     pub(super) fn lookup_batch(&self, addresses: &[A], values: &mut [Option<u16>]) {
-        pulp::Arch::new().dispatch(Batch { trie: self, addresses, values });
+        self.arch.dispatch(Batch { trie: self, addresses, values });
     }
 
     /// From the entry of a node's parent, which has [`CHILD`] set, to the node's own entry for `position`.
@@ -124,6 +118,31 @@ impl<A: Address> pulp::WithSimd for Batch<'_, A> {
         for (value, &address) in values_rest.iter_mut().zip(rest) {
             *value = self.trie.lookup(address);
         }
+    }
+}
+
+/// One lookup below a root of blocks. It counts bits twice or more often, which pays for the call of a function that may use
+/// the CPU's own instruction for it.
+struct Single<'a, A> {
+    trie: &'a Trie<A>,
+    blocks: &'a [Block],
+    entries: &'a [u32],
+    position: A,
+}
+
+impl<A: Address> pulp::WithSimd for Single<'_, A> {
+    type Output = Option<u16>;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _simd: S) -> Option<u16> {
+        let Single { trie, blocks, entries, position } = self;
+        let block = &blocks[position.low_bits(trie.slot_shift + STRIDE) as usize];
+        let slot = position.low_bits(trie.slot_shift) % SLOTS as u64;
+        let mut entry = entries[block.entries as usize + changes_up_to(block.changes, slot)];
+        while entry & CHILD != 0 {
+            entry = trie.step(position, entry);
+        }
+        answer(entry as u16)
     }
 }
 
