@@ -89,11 +89,14 @@ fn build_family<A: Subjects, L>(
     let mut group = criterion.benchmark_group(name);
     for (size_name, size) in sizes() {
         for shape in SHAPES {
-            let table = LazyCell::new(|| A::table(shape, size));
+            let table = LazyCell::new(|| {
+                let table = A::table(shape, size);
+                eprintln!("{name}/{size_name}/{shape}: weft takes {} KiB", memory(&build(&table)).div_ceil(1024));
+                table
+            });
             group.throughput(Throughput::Elements(size as u64));
             group.bench_function(BenchmarkId::new(format!("{size_name}/{shape}"), "weft"), |bencher| {
                 let table = &*table;
-                eprintln!("memory of {name}/{size_name}/{shape}: {} KiB", memory(&build(table)).div_ceil(1024));
                 bencher.iter_batched(|| (), |()| build(table), BatchSize::PerIteration);
             });
             for (subject, build) in A::SUBJECTS.iter().filter(|(subject, _)| !subject.starts_with("weft")) {
