@@ -1,4 +1,4 @@
-//! The packet path's pure work. `memcpy/LEN` beside `checksum/sum/LEN` is the limit: one pass over the same bytes.
+//! The packet path's pure work. `memcpy` in a group is the limit: one pass over the same bytes.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
@@ -14,7 +14,7 @@ const SEGMENT_PAYLOAD_LEN: usize = 1420;
 const SEGMENT_COUNT: usize = 44;
 
 fn checksums(c: &mut Criterion) {
-    for len in [20, 60, 128, 1400, 9000, 65_536] {
+    for len in [20, 64, 128, 1400, 9000, 65_536] {
         let bytes = vec![0x5a; len];
         let mut copy = vec![0; len];
         let mut group = c.benchmark_group("checksum");
@@ -54,20 +54,37 @@ fn checks(c: &mut Criterion) {
 }
 
 fn offloads(c: &mut Criterion) {
-    for (name, is_v6) in [("tcp4", false), ("tcp6", true)] {
-        let packets: Vec<_> = (0..SEGMENT_COUNT).map(|index| tcp_segment(is_v6, index)).collect();
+    type Segment = fn(usize) -> Vec<u8>;
+    let flows: [(&str, Segment); 3] = [
+        ("tcp4", |index| tcp_segment(false, index)),
+        ("tcp6", |index| tcp_segment(true, index)),
+        ("udp4", udp_segment),
+    ];
+    for (name, segment) in flows {
+        let packets: Vec<_> = (0..SEGMENT_COUNT).map(segment).collect();
         let (vnet, super_packet) = super_packet(&packets);
-        let bytes = Throughput::Bytes(super_packet.len() as u64);
+        let mut copy = vec![0; super_packet.len()];
 
         let mut group = c.benchmark_group("split");
-        group.throughput(bytes.clone());
+        group.throughput(Throughput::Bytes(super_packet.len() as u64));
         group.bench_function(format!("{name}/64k"), |b| b.iter(|| split(&vnet, black_box(&super_packet))));
+        group.bench_function(format!("memcpy/{name}/64k"), |b| {
+            b.iter(|| black_box(&mut copy[..]).copy_from_slice(black_box(&super_packet)))
+        });
         group.finish();
 
         let mut group = c.benchmark_group("coalesce");
-        group.throughput(bytes);
+        group.throughput(Throughput::Bytes(packets.iter().map(|packet| packet.len() as u64).sum()));
         group.bench_function(format!("{name}/{SEGMENT_COUNT}"), |b| {
             b.iter_batched_ref(|| packets[0].clone(), |head| coalesce(head, black_box(&packets)), BatchSize::SmallInput)
+        });
+        let mut copies = packets.clone();
+        group.bench_function(format!("memcpy/{name}/{SEGMENT_COUNT}"), |b| {
+            b.iter(|| {
+                for (copy, packet) in copies.iter_mut().zip(black_box(&packets)) {
+                    black_box(&mut copy[..]).copy_from_slice(packet);
+                }
+            })
         });
         group.finish();
     }
@@ -101,6 +118,32 @@ fn super_packet(packets: &[Vec<u8>]) -> (VnetHeader, Vec<u8>) {
     (vnet, super_packet)
 }
 
+/// The `index`th datagram of a segmenting UDP sender.
+fn udp_segment(index: usize) -> Vec<u8> {
+    let udp_len = 8 + SEGMENT_PAYLOAD_LEN;
+    let mut packet = ipv4_header(ip::PROTOCOL_UDP, udp_len, index);
+    packet.extend([0xc3, 0x50, 0x14, 0x51]);
+    packet.extend((udp_len as u16).to_be_bytes());
+    packet.extend([0, 0]);
+    packet.resize(20 + udp_len, 0x5a);
+    finish_checksum(&mut packet, 20, 6);
+    packet
+}
+
+fn ipv4_header(protocol: u8, transport_len: usize, index: usize) -> Vec<u8> {
+    let mut ip = vec![0x45, 0, 0, 0, 0, index as u8, 0x40, 0, 64, protocol, 0, 0, 10, 1, 0, 1, 10, 2, 0, 1];
+    ip[2..4].copy_from_slice(&((20 + transport_len) as u16).to_be_bytes());
+    let sum = !checksum::fold(checksum::sum(&ip, 0));
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    ip
+}
+
+fn finish_checksum(packet: &mut [u8], ip_len: usize, offset: usize) {
+    let pseudo = checksum::pseudo(packet, &ip::check(packet).unwrap(), packet.len() - ip_len);
+    let sum = !checksum::fold(checksum::sum(&packet[ip_len..], pseudo));
+    packet[ip_len + offset..][..2].copy_from_slice(&sum.to_be_bytes());
+}
+
 /// The `index`th segment of a bulk TCP flow with timestamps.
 fn tcp_segment(is_v6: bool, index: usize) -> Vec<u8> {
     let tcp_len = 32 + SEGMENT_PAYLOAD_LEN;
@@ -112,20 +155,14 @@ fn tcp_segment(is_v6: bool, index: usize) -> Vec<u8> {
         }
         ip
     } else {
-        let mut ip = vec![0x45, 0, 0, 0, 0, index as u8, 0x40, 0, 64, ip::PROTOCOL_TCP, 0, 0, 10, 1, 0, 1, 10, 2, 0, 1];
-        ip[2..4].copy_from_slice(&((20 + tcp_len) as u16).to_be_bytes());
-        let sum = !checksum::fold(checksum::sum(&ip, 0));
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
-        ip
+        ipv4_header(ip::PROTOCOL_TCP, tcp_len, index)
     };
     let ip_len = packet.len();
     packet.extend([0xc3, 0x50, 0x14, 0x51]);
     packet.extend(((index * SEGMENT_PAYLOAD_LEN) as u32).to_be_bytes());
     packet.extend([0, 0, 0, 1, 0x80, 0x10, 1, 0xf6, 0, 0, 0, 0, 1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
     packet.resize(ip_len + tcp_len, 0x5a);
-    let pseudo = checksum::pseudo(&packet, &ip::check(&packet).unwrap(), tcp_len);
-    let sum = !checksum::fold(checksum::sum(&packet[ip_len..], pseudo));
-    packet[ip_len + 16..ip_len + 18].copy_from_slice(&sum.to_be_bytes());
+    finish_checksum(&mut packet, ip_len, 16);
     packet
 }
 

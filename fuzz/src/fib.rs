@@ -69,9 +69,12 @@ fn check6(table: &[(u128, u8, u16)], queries: &[u128]) {
         let (first, last) = (prefix & !host_bits, prefix | host_bits);
         addresses.extend([first, last, first.wrapping_sub(1), last.wrapping_add(1)]);
     }
-    for address in addresses {
+    let mut batch = vec![None; addresses.len()];
+    lpm.lookup_batch(&addresses, &mut batch);
+    for (&address, batched) in addresses.iter().zip(batch) {
         let covering = table.iter().filter(|&&(prefix, len, _)| covers(address, prefix, len));
         let expected = covering.max_by_key(|&&(_, len, _)| len).map(|&(_, _, value)| value);
         assert_eq!(lpm.lookup(address), expected, "{address:#034x}");
+        assert_eq!(batched, expected, "{address:#034x}, batched");
     }
 }

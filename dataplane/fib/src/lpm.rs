@@ -4,7 +4,11 @@
 //!
 //! The prefixes are first flattened into *runs*: consecutive addresses with one answer. The longest run, the address space
 //! taken as a ring, is left out; what remains is the window that the root lies over. In a flannel network that is just
-//! the overlay network, so its root has few slots and they are as wide as a host's subnet.
+//! the overlay network.
+//!
+//! Where every run begins at a slot's start and the runs pay for it (32 bytes each), the root is *direct*: two bytes per
+//! slot, the answer itself. That is the root of a flannel network, whose slots are as wide as a host's subnet. Any other
+//! table has a root of *blocks*:
 //!
 //! ```text
 //!   address - base = position ----> behind the last block? ----> the answer of the longest run
@@ -16,29 +20,29 @@
 //!        +--> count the bits of `changes` up to the slot
 //!                                  +--> entries [ answer | node index ]
 //!                                                            |
-//!                     nodes [ origin | shift | changes | entries ] --> entries ... until an answer
+//!                     nodes [ origin | changes | shift | entries ... ] --> the next node ... until an answer
 //! ```
 //!
 //! A node is a block that brings its own scale: its 64 slots lie over just that part of the slot above it where runs begin,
 //! however deep that is. Chains are therefore short (one node isolates a /32 in an otherwise empty table, or a /128),
-//! and never longer than one node per six address bits.
+//! and never longer than one node per six address bits. Its entries follow it in the same array.
 //!
 //! The root's slots are as narrow as the number of runs pays for, at most two blocks (32 bytes) per run and 4 MiB in all,
-//! which resolves an IPv4 table down to /24. So 256 subnets of one /16 take a bit more than 1 KiB, 10,000 take 41 KiB, and
-//! 1,000,000 prefixes with Internet-like lengths take 11 MiB and are built in about 0.1 s.
+//! which resolves an IPv4 table down to /24. So 256 subnets of one /16 take half a KiB, 10,000 take 20 KiB and 1,000,000
+//! take 2 MiB; 1,000,000 prefixes with Internet-like lengths take 11 MiB.
 //!
 //! # Why this and not another
 //!
-//! DIR-24-8 answers with one load, out of 32 MiB for any table; here two loads go to a structure that is a third as large
-//! for a million prefixes and stays in the first cache level for a flannel network. Poptrie has the same bitmaps at fixed
-//! strides of six bits from the top; leaving out the common part and letting nodes choose their scale saves most of its levels.
+//! DIR-24-8 answers with one load, out of 32 MiB for any table; here a flannel network has one load too, out of as many
+//! bytes as it needs, and a million mixed prefixes have two, out of a third of the size. Poptrie has the same bitmaps at
+//! fixed strides of six bits from the top; leaving out the common part and letting nodes choose their scale saves most of
+//! its levels.
 //!
 //! Counting bits is a dozen instructions on the oldest x86-64 and a single one since 2008. [`Lpm4::lookup_batch`] chooses at
-//! run time; a choice per single lookup would cost more than it saves. Coarse measurements on a shared machine (AMD Zen 5,
-//! two cores, best of 200 rounds, hits, millions of lookups per second): single 370, batched 515 with 256 or 10,000
-//! flannel subnets; 105 and 230 with 10,000 Internet-like prefixes; 190 and 345 with 1,000,000 flannel subnets.
-//! `benches/benches/fib.rs` measures them beside other crates.
+//! run time; a choice per single lookup would cost more than it saves. `benches/benches/fib` measures both beside other
+//! crates; the figures are in `docs/performance-fib.md`.
 
+mod build;
 mod runs;
 mod trie;
 
@@ -103,6 +107,14 @@ impl Lpm6 {
     #[inline]
     pub fn lookup(&self, address: u128) -> Option<u16> {
         self.trie.lookup(address)
+    }
+    /// As [`Lpm4::lookup_batch`].
+    ///
+    /// # Panics
+    /// If the slices differ in length.
+    pub fn lookup_batch(&self, addresses: &[u128], values: &mut [Option<u16>]) {
+        assert_eq!(addresses.len(), values.len(), "one value slot per address");
+        self.trie.lookup_batch(addresses, values);
     }
     /// Heap bytes held.
     pub fn memory(&self) -> usize {

@@ -53,8 +53,13 @@ fn check4(prefixes: &[Prefix<u32>], addresses: impl IntoIterator<Item = u32>) {
 #[track_caller]
 fn check6(prefixes: &[Prefix<u128>], addresses: impl IntoIterator<Item = u128>) {
     let lpm = Lpm6::build(prefixes);
-    for address in edges(prefixes, 128).into_iter().chain(addresses) {
-        assert_eq!(lpm.lookup(address), scan(prefixes, 128, address), "{address:#034x} in {prefixes:x?}");
+    let queries: Vec<u128> = edges(prefixes, 128).into_iter().chain(addresses).collect();
+    let mut batch = vec![Some(0xdead); queries.len()];
+    lpm.lookup_batch(&queries, &mut batch);
+    for (address, batched) in queries.into_iter().zip(batch) {
+        let expected = scan(prefixes, 128, address);
+        assert_eq!(lpm.lookup(address), expected, "{address:#034x} in {prefixes:x?}");
+        assert_eq!(batched, expected, "{address:#034x}, batched, in {prefixes:x?}");
     }
 }
 
@@ -272,6 +277,22 @@ fn churned_table_equals_a_linear_scan_at_every_step() {
     }
 }
 
+/// A table of subnets takes the direct root; one host route sends it to blocks and nodes. Both answer alike.
+#[test]
+fn host_routes_among_subnets_are_found() {
+    let mut prefixes: Vec<_> = (0..300).map(|i| (0x0af4_0000 + (i << 8), 24, i as u16)).collect();
+    check4(&prefixes, (0..100).map(|i| 0x0af4_0000 + i * 0x333));
+    prefixes.extend([(0x0af4_0a07, 32, 1000), (0x0af4_2aff, 32, 1001), (0x0b00_0000, 32, 1002)]);
+    check4(&prefixes, (0..100).map(|i| 0x0af4_0000 + i * 0x333));
+}
+
+/// Whatever a node's origin is, addresses half the address space away find the right end of it.
+#[test]
+fn nodes_answer_for_addresses_far_from_their_origin() {
+    check4(&[(0, 1, 1), (0x7fff_ffff, 32, 2), (0, 32, 3)], [1, 0x4000_0000, 0x7fff_fffe, 0x8000_0000]);
+    check6(&[(0, 1, 1), (u128::MAX >> 1, 128, 2), (0, 128, 3)], [1, 1 << 126, (u128::MAX >> 1) - 1, 1 << 127]);
+}
+
 #[test]
 fn small_tables_are_tiny() {
     let flannel: Vec<_> = (0..256).map(|i| (0x0af4_0000 | i << 8, 24, i as u16)).collect();
@@ -293,6 +314,9 @@ fn a_million_prefixes_take_at_most_64_mib() {
     // Host routes at random places are the worst case: none shares a node's slots with another.
     let hosts6: Vec<_> = (0..1_000_000).map(|i| (random(), 128, (i % 0xffff) as u16)).collect();
     let hosts4: Vec<_> = hosts6.iter().map(|&(address, _, value)| (address as u32, 32, value)).collect();
+    let subnets4: Vec<_> = (0..1_000_000).map(|i| (0x0a00_0000 + (i << 8), 24, (i % 0xffff) as u16)).collect();
+    let dense = Lpm4::build(&subnets4).memory();
+    assert!(dense <= 2 << 20, "adjacent /24s take {} KiB: two bytes each are enough", dense >> 10);
     for (shape, memory) in [
         (
             "IPv4 /24s",

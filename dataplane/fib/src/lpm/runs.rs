@@ -11,11 +11,12 @@ pub(super) const NONE: u16 = u16::MAX;
 /// Unsigned integers that serve as addresses.
 pub(super) trait Address: Copy + Ord + Debug + Send + Sync + 'static {
     const BITS: u32;
+    /// 32-bit words that hold one.
+    const WORDS: usize = Self::BITS as usize / 32;
     const ZERO: Self;
     const MAX: Self;
     fn wrapping_add(self, other: Self) -> Self;
     fn wrapping_sub(self, other: Self) -> Self;
-    fn saturating_sub(self, other: Self) -> Self;
     /// Shifts right; a shift by [`Address::BITS`] yields zero.
     fn shift_right(self, bits: u32) -> Self;
     /// Shifts left; a shift by [`Address::BITS`] yields zero.
@@ -27,6 +28,16 @@ pub(super) trait Address: Copy + Ord + Debug + Send + Sync + 'static {
     /// The low bits of `self >> bits`; for `bits` below [`Address::BITS`], where the caller masks what it needs.
     fn low_bits(self, bits: u32) -> u64;
 
+    /// `self >> bits`, but `max` where that is more; for `bits` below [`Address::BITS`].
+    fn shift_right_to(self, bits: u32, max: u32) -> u32;
+    /// Which of 64 slots of `1 << shift` addresses from `origin` on `self` falls into: the first if it lies before them,
+    /// the last if it lies behind them. The two may be less than half the address space apart.
+    fn slot_from(self, origin: Self, shift: u32) -> u64;
+    /// From the first [`Address::WORDS`] of `words`, lowest first.
+    fn from_words(words: &[u32]) -> Self;
+    /// The reverse of [`Address::from_words`].
+    fn push_words(self, words: &mut Vec<u32>);
+
     /// The address with the lowest `bits` bits cleared.
     fn round_down(self, bits: u32) -> Self {
         self.shift_right(bits).shift_left(bits)
@@ -34,7 +45,7 @@ pub(super) trait Address: Copy + Ord + Debug + Send + Sync + 'static {
 }
 
 macro_rules! address {
-    ($type:ty) => {
+    ($type:ty, $signed:ty) => {
         impl Address for $type {
             const BITS: u32 = <$type>::BITS;
             const ZERO: Self = 0;
@@ -46,10 +57,6 @@ macro_rules! address {
             #[inline]
             fn wrapping_sub(self, other: Self) -> Self {
                 self.wrapping_sub(other)
-            }
-            #[inline]
-            fn saturating_sub(self, other: Self) -> Self {
-                self.saturating_sub(other)
             }
             #[inline]
             fn shift_right(self, bits: u32) -> Self {
@@ -75,11 +82,32 @@ macro_rules! address {
             fn low_bits(self, bits: u32) -> u64 {
                 (self >> (bits % <$type>::BITS)) as u64
             }
+            #[inline(always)]
+            fn shift_right_to(self, bits: u32, max: u32) -> u32 {
+                (self >> (bits % <$type>::BITS)).min(max.into()) as u32
+            }
+            #[inline(always)]
+            fn slot_from(self, origin: Self, shift: u32) -> u64 {
+                // Signed, so that before the origin is less than zero, and the bounds are found without a branch.
+                let slot = (self.wrapping_sub(origin) as $signed) >> (shift % <$type>::BITS);
+                slot.clamp(0, 63) as u64
+            }
+            #[inline(always)]
+            fn from_words(words: &[u32]) -> Self {
+                let mut value = 0;
+                for index in 0..Self::WORDS {
+                    value |= <$type>::from(words[index]) << (32 * index);
+                }
+                value
+            }
+            fn push_words(self, words: &mut Vec<u32>) {
+                words.extend((0..Self::WORDS).map(|index| (self >> (32 * index)) as u32));
+            }
         }
     };
 }
-address!(u32);
-address!(u128);
+address!(u32, i32);
+address!(u128, i128);
 
 /// From `start` on, up to the start of the next run, the answer is `value`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
