@@ -4,8 +4,11 @@ use super::*;
 
 const CONFIG: &str = r#"{"Network": "10.5.0.0/16"}"#;
 
+/// A cluster with its daemons and their pods.
+type Joined = (Cluster, Vec<Daemon>, Vec<Pod>);
+
 /// Two joined hosts with pods, and a third host for whoever comes later.
-fn joined() -> Result<Option<(Cluster, Vec<Daemon>, Vec<Pod>)>> {
+fn joined() -> Result<Option<Joined>> {
     let Some(cluster) = Cluster::new(3, CONFIG)? else { return Ok(None) };
     let mut daemons = vec![cluster.start(1, &[])?, cluster.start(2, &[])?];
     for daemon in &mut daemons {
@@ -37,7 +40,6 @@ fn etcd_stopped_paused_and_compacted_is_not_noticed_by_traffic() -> Result<()> {
     let count = |log: &str| log.matches("table:").count();
     let tables: Vec<usize> = daemons.iter().map(|daemon| count(&daemon.process.log())).collect();
     let etcd = std::cell::RefCell::new(&mut cluster.etcd);
-    // `lossless` borrows the cluster; what it needs of it is nothing.
     let work = || -> Result<()> {
         let mut etcd = etcd.borrow_mut();
         etcd.stop()?;
