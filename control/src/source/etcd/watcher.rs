@@ -75,6 +75,7 @@ impl Watcher {
         loop {
             let begun = Instant::now();
             let mut wait = Duration::ZERO;
+            let mut is_anew = false;
             match self.follow() {
                 Ok(End::Compacted) => {
                     info!("etcd has compacted what happened since; listing all leases again");
@@ -87,6 +88,7 @@ impl Watcher {
                     // Whatever revision: our record is to be looked at.
                     let _ = self.keeper.send(Order::Seen(i64::MAX));
                     wait = grace;
+                    is_anew = true;
                 }
                 Ok(End::Broken(why)) => self.troubled(why),
                 Err(error) => self.troubled(error.to_string()),
@@ -100,6 +102,10 @@ impl Watcher {
             match self.stop.recv_timeout(wait.max(spread)) {
                 Err(RecvTimeoutError::Timeout) if !self.shared.is_stopping() => {}
                 _ => return,
+            }
+            if is_anew {
+                // The keeper finds out as well, and orders what is about to be done.
+                let _ = self.shared.takes_list_order();
             }
         }
     }

@@ -4,8 +4,11 @@ use super::*;
 
 const CONFIG: &str = r#"{"Network": "10.5.0.0/16"}"#;
 
+/// A cluster with its daemons and their pods.
+type Joined = (Cluster, Vec<Daemon>, Vec<Pod>);
+
 /// Two joined hosts with pods, and a third host for whoever comes later.
-fn joined() -> Result<Option<(Cluster, Vec<Daemon>, Vec<Pod>)>> {
+fn joined() -> Result<Option<Joined>> {
     let Some(cluster) = Cluster::new(3, CONFIG)? else { return Ok(None) };
     let mut daemons = vec![cluster.start(1, &[])?, cluster.start(2, &[])?];
     for daemon in &mut daemons {
@@ -37,7 +40,6 @@ fn etcd_stopped_paused_and_compacted_is_not_noticed_by_traffic() -> Result<()> {
     let count = |log: &str| log.matches("table:").count();
     let tables: Vec<usize> = daemons.iter().map(|daemon| count(&daemon.process.log())).collect();
     let etcd = std::cell::RefCell::new(&mut cluster.etcd);
-    // `lossless` borrows the cluster; what it needs of it is nothing.
     let work = || -> Result<()> {
         let mut etcd = etcd.borrow_mut();
         etcd.stop()?;
@@ -67,17 +69,25 @@ fn a_wiped_etcd_gets_its_records_back_and_nothing_is_lost() -> Result<()> {
     let addresses = addresses(&daemons)?;
     let etcd = std::cell::RefCell::new(&mut cluster.etcd);
     let keys = [daemons[0].key()?, daemons[1].key()?];
-    lossless(&pods, addresses, 28, || {
+    let others: Vec<&Weft> = cluster.hosts.iter().collect();
+    lossless(&pods, addresses, 50, || {
         let mut etcd = etcd.borrow_mut();
         etcd.wipe()?;
         etcd.put(&format!("{PREFIX}/config"), CONFIG)?;
         for key in &keys {
-            eventually(Duration::from_secs(25), || etcd.get(key)?.with_context(|| format!("no {key}")))?;
+            eventually(TIMEOUT, || etcd.get(key)?.with_context(|| format!("no {key}")))?;
+        }
+        // Two heartbeats later everybody has written anew, and lists are made again.
+        let mut third = Daemon::start(others[2], &etcd.url(), "subnet.env", &[])?;
+        third.joined()?;
+        for host in &others[..2] {
+            eventually(Duration::from_secs(45), || {
+                let answer = host.client("flannel")?.get(third.pod()?.into())?;
+                answer.route.with_context(|| format!("{} has no route to the third", host.node.name()))
+            })?;
         }
         Ok(())
-    })?;
-    another_joins(&cluster, &pods)?;
-    Ok(())
+    })
 }
 
 #[test]
