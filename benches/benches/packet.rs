@@ -95,7 +95,7 @@ fn split(vnet: &VnetHeader, packet: &[u8]) -> usize {
     let split = Split::new(vnet, &inner, packet).unwrap();
     let mut header = [0; 128];
     let header = &mut header[..split.header_len()];
-    (0..split.count()).map(|index| split.segment(index, packet, black_box(header)).len()).sum()
+    (0..split.count()).map(|index| split.header(index, packet, black_box(header)).len()).sum()
 }
 
 fn candidate(packet: &[u8]) -> Candidate {

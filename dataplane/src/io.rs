@@ -38,7 +38,18 @@ pub struct UdpRx {
     pub truncated: bool,
 }
 
-/// One UDP send: datagrams of equal length (the last may be shorter) to one peer.
+/// How much was received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Packets; a super-packet from TUN is one, each datagram of a receive is one.
+    pub packets: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// How many of the packets are from TUN and at most [`SMALL_LEN_MAX`] bytes long.
+    pub small_from_tun: usize,
+}
+
+/// One UDP send: datagrams of equal length (the last may be shorter) to one peer, behind each other in the slot's frame.
 #[derive(Debug)]
 pub struct SendOp {
     /// To whom, for the counters.
@@ -51,106 +62,76 @@ pub struct SendOp {
     pub segment_len: usize,
     /// All bytes.
     pub bytes: usize,
-    /// The gather list: one or two entries a datagram.
+    /// Where they lie.
+    pub frame: FrameId,
+    /// The same for the kernel, one entry; filled when the batch is closed.
     pub gather: Gather,
-    /// Where each datagram's entries end in the gather list.
-    pub ends: Vec<u16>,
     /// UDP_SEGMENT message, valid when there is more than one datagram.
     pub control: Control,
-    arena: Box<[u8; SEND_ARENA_LEN]>,
-    arena_used: usize,
-    frames: Vec<FrameId>,
+    count: usize,
 }
 
 impl SendOp {
-    fn new() -> SendOp {
+    fn new(slot: u16) -> SendOp {
         SendOp {
             peer: PeerId(0),
             name: Name::empty(),
             name_len: 0,
             segment_len: 0,
             bytes: 0,
-            gather: Gather::with_capacity(SEND_GATHER_MAX),
-            ends: Vec::with_capacity(SEGMENTS_MAX),
+            frame: Pool::of_send(slot),
+            gather: Gather::with_capacity(1),
             control: Control::empty(),
-            arena: Box::new([0; SEND_ARENA_LEN]),
-            arena_used: 0,
-            // One frame per datagram at most, plus the frame each split spans.
-            frames: Vec::with_capacity(SEGMENTS_MAX + 1),
+            count: 0,
         }
     }
 
     /// Datagrams in the batch.
     #[inline]
     pub fn count(&self) -> usize {
-        self.ends.len()
+        self.count
     }
 
-    /// Gather entries of datagram `index`.
-    pub fn entries(&self, index: usize) -> Range<usize> {
-        let start = if index == 0 { 0 } else { usize::from(self.ends[index - 1]) };
-        start..usize::from(self.ends[index])
+    /// Bytes of datagram `index` in the frame.
+    pub fn datagram(&self, index: usize) -> Range<usize> {
+        assert!(index < self.count, "datagram {index} of {}", self.count);
+        let start = index * self.segment_len;
+        start..self.bytes.min(start + self.segment_len)
     }
 
-    /// Whether a datagram of `len` bytes with `header_len` bytes of fresh header may join.
+    /// Whether a datagram of `len` bytes may join.
     #[inline]
-    pub fn fits(&self, len: usize, header_len: usize) -> bool {
-        let closed = self.bytes != self.segment_len * self.count();
+    pub fn fits(&self, len: usize) -> bool {
+        let closed = self.bytes != self.segment_len * self.count;
         let fits_segment = len <= self.segment_len && !closed;
-        let fits_send = self.count() < SEGMENTS_MAX && self.bytes + len <= UDP_PAYLOAD_MAX;
-        let fits_memory = self.gather.room() >= 2 && self.arena_used + header_len <= SEND_ARENA_LEN;
-        fits_segment && fits_send && fits_memory
+        fits_segment && self.count < SEGMENTS_MAX && self.bytes + len <= UDP_PAYLOAD_MAX
     }
 
     /// Starts the batch.
     #[inline]
     pub fn open(&mut self, peer: PeerId, name: Name, name_len: libc::socklen_t, segment_len: usize) {
-        debug_assert!(self.gather.is_empty() && self.frames.is_empty());
+        debug_assert!(self.count == 0 && self.bytes == 0);
         self.peer = peer;
         self.name = name;
         self.name_len = name_len;
         self.segment_len = segment_len;
     }
 
-    /// Reserves `len` fresh header bytes as the next gather entry, to be filled in.
+    /// Room for the next datagram, `len` bytes: where to write it.
     #[inline]
-    pub fn header(&mut self, len: usize) -> &mut [u8] {
-        let start = self.arena_used;
-        self.arena_used += len;
+    pub fn datagram_room(&mut self, len: usize) -> (FrameId, Range<usize>) {
+        let start = self.bytes;
         self.bytes += len;
-        let header = &mut self.arena[start..start + len];
-        self.gather.push(header);
-        header
+        self.count += 1;
+        (self.frame, start..self.bytes)
     }
 
-    /// Adds bytes of a held frame as the next gather entry.
+    /// Ends the batch: the kernel may read it.
     #[inline]
-    pub fn payload(&mut self, bytes: &[u8]) {
-        self.bytes += bytes.len();
-        if !bytes.is_empty() {
-            self.gather.push(bytes);
-        }
-    }
-
-    /// Ends a datagram: whatever was added since the last end is one.
-    #[inline]
-    pub fn end_datagram(&mut self) {
-        self.ends.push(self.gather.len() as u16);
-    }
-
-    /// Copies datagram `index` into `out` (at least as long); its length.
-    #[allow(unsafe_code)]
-    pub fn copy_datagram(&self, index: usize, out: &mut [u8]) -> usize {
-        // SAFETY: the gather list points into this slot's boxed arena and into frames that the slot holds; see the module.
-        unsafe { self.gather.copy_out(self.entries(index), out) }
-    }
-
-    /// Remembers a frame that the gather list points into.
-    #[inline]
-    pub fn holds(&mut self, frame: FrameId, pool: &mut Pool) {
-        if self.frames.last() != Some(&frame) {
-            pool.hold(frame);
-            self.frames.push(frame);
+    pub fn close(&mut self, pool: &Pool) {
+        self.gather.push(pool.bytes(self.frame, 0..self.bytes));
+        if self.count > 1 {
+            self.control = Control::udp_segment(self.segment_len as u16);
         }
     }
 }
@@ -197,9 +178,9 @@ pub struct Slots<T> {
 }
 
 impl<T> Slots<T> {
-    fn new(count: usize, new: impl FnMut() -> T) -> Slots<T> {
+    fn new(count: usize, new: impl FnMut(u16) -> T) -> Slots<T> {
         Slots {
-            slots: std::iter::repeat_with(new).take(count).collect(),
+            slots: (0..count as u16).map(new).collect(),
             free: (0..count as u16).rev().collect(),
             queued: VecDeque::with_capacity(count),
         }
@@ -286,7 +267,7 @@ impl Io {
     pub fn new() -> io::Result<Io> {
         Ok(Io {
             sends: Slots::new(SEND_OPS, SendOp::new),
-            writes: Slots::new(WRITE_OPS, WriteOp::new),
+            writes: Slots::new(WRITE_OPS, |_| WriteOp::new()),
             tun_rx: VecDeque::with_capacity(TUN_FRAMES),
             udp_rx: VecDeque::with_capacity(UDP_FRAMES),
             failed_sends: VecDeque::with_capacity(SEND_OPS),
@@ -295,17 +276,13 @@ impl Io {
         })
     }
 
-    /// A send is over: its frames lose a holder and the slot is free.
+    /// A send is over: the slot is free.
     #[inline]
     pub fn sent(&mut self, slot: u16) {
         let op = &mut self.sends[slot];
         op.gather.clear();
-        op.ends.clear();
+        op.count = 0;
         op.bytes = 0;
-        op.arena_used = 0;
-        for frame in op.frames.drain(..) {
-            self.pool.release(frame);
-        }
         self.sends.free.push(slot);
     }
 
@@ -320,6 +297,21 @@ impl Io {
             self.pool.release(frame);
         }
         self.writes.free.push(slot);
+    }
+
+    /// What waits to be looked at.
+    pub fn received(&self) -> Received {
+        let mut received = Received::default();
+        for TunRx { data, .. } in &self.tun_rx {
+            received.packets += 1;
+            received.bytes += data.len();
+            received.small_from_tun += usize::from(data.len() <= SMALL_LEN_MAX);
+        }
+        for UdpRx { data, stride, .. } in &self.udp_rx {
+            received.packets += data.len().div_ceil((*stride).max(1)).max(1);
+            received.bytes += data.len();
+        }
+        received
     }
 
     /// Whether the worker has received work to do.

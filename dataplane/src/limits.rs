@@ -16,10 +16,6 @@ pub const PACKET_LEN_MAX: usize = 65_535;
 pub const UDP_PAYLOAD_MAX: usize = 65_507;
 /// Datagrams per UDP GSO send (UDP_MAX_SEGMENTS is 64 before Linux 6.9, 128 since; receivers coalesce up to 64).
 pub const SEGMENTS_MAX: usize = 64;
-/// Gather entries per UDP send: a header and a payload per datagram.
-pub const SEND_GATHER_MAX: usize = 2 * SEGMENTS_MAX;
-/// Header bytes per UDP send: room for [`SEGMENTS_MAX`] headers of IPv6 + TCP with all options, rounded up.
-pub const SEND_ARENA_LEN: usize = SEGMENTS_MAX * 128;
 /// Packets per coalesced TUN write; more than a UDP GRO buffer holds, so that two buffers of small segments can join.
 pub const WRITE_PACKETS_MAX: usize = 128;
 /// Bytes of a packet that weft itself makes (ICMP errors).
@@ -41,6 +37,23 @@ pub const WRITE_OPS: usize = 256;
 /// Peers with an open batch at the same time within one turn; more are sent in smaller batches.
 pub const OPEN_BATCHES_MAX: usize = 8;
 
+/// A turn that received so many packets (a super-packet counts as one) is bulk traffic, ...
+pub const BULK_PACKETS: usize = 16;
+/// ... and so is one that received so many bytes: more than requests and their responses usually have.
+pub const BULK_BYTES: usize = 16 << 10;
+/// How long after bulk traffic a worker sleeps without spinning.
+pub const BULK_MEMORY: Duration = Duration::from_millis(1);
+/// Packets up to this length from TUN are small: single datagrams of a sender that does not segment.
+pub const SMALL_LEN_MAX: usize = 2048;
+/// So many small packets a second from TUN are a flood: no request waits for its response among so many.
+pub const FLOOD_PACKETS_PER_SECOND: f64 = 100_000.0;
+/// How long they are counted before they are judged.
+pub const FLOOD_WINDOW: Duration = Duration::from_millis(1);
+/// A turn of a flood that read so many packets has filled half a send: no nap is needed to make it worth while.
+pub const NAP_PACKETS_MAX: usize = SEGMENTS_MAX / 2;
+/// How long a worker naps between turns of a flood: the TUN queue (500 packets by default) takes in millions a second.
+pub const NAP: Duration = Duration::from_micros(50);
+
 /// ICMP errors per second to one source, and its burst (RFC 4443 section 2.4 f names 10 and 10).
 pub const ICMP_PER_SOURCE: u32 = 10;
 /// ICMP errors per second of one weftd, shared evenly among its workers (Linux icmp_msgs_per_sec).
@@ -59,4 +72,5 @@ pub const SOCKET_BUFFER_LEN: i32 = 8 << 20;
 const _: () = assert!(FRAME_LEN >= HEADROOM + 16 + 28 + 24 + PACKET_LEN_MAX);
 const _: () = assert!(TUN_FRAMES.is_power_of_two() && UDP_FRAMES.is_power_of_two());
 const _: () = assert!(SEND_OPS >= TUN_FRAMES && SEND_OPS + WRITE_OPS < u16::MAX as usize);
-const _: () = assert!(TUN_FRAMES + UDP_FRAMES <= u16::MAX as usize);
+const _: () = assert!(FRAME_LEN >= UDP_PAYLOAD_MAX);
+const _: () = assert!(TUN_FRAMES + UDP_FRAMES + SEND_OPS <= u16::MAX as usize);

@@ -31,15 +31,17 @@ impl PathMtus {
         self.limits[usize::from(peer.0)]
     }
 
-    /// Forgets everything when the table changed: an id may mean another address.
+    /// Forgets everything when the table changed: an id may mean another address. Says whether it did.
     #[inline]
-    pub fn follow(&mut self, fib: &Fib) {
-        if self.generation != fib.generation() {
+    pub fn follow(&mut self, fib: &Fib) -> bool {
+        let changed = self.generation != fib.generation();
+        if changed {
             self.generation = fib.generation();
             for (peer, _) in self.learnt.drain(..) {
                 self.limits[usize::from(peer.0)] = UNKNOWN;
             }
         }
+        changed
     }
 
     /// The limit after asking the kernel, unless it was asked within [`PATH_MTU_FRESH_MS`] and `force` is not set.

@@ -3,13 +3,14 @@
 //! ```text
 //!  frame 0 .. TUN_FRAMES-1           : TUN reads     | headroom | virtio-net header | inner packet ...  |
 //!  frame TUN_FRAMES .. +UDP_FRAMES-1 : UDP receives  | headroom | (ring header) | datagram | datagram ...|
+//!  .. +SEND_OPS-1                    : UDP sends     | datagram | datagram ...                          |
 //! ```
 //! A frame is with the *kernel* (which may write to it at any time) or with *us*, held by one or more holders: whoever is
 //! reading its packets, and each queued operation that points into it. The last holder's release puts it on the list of
-//! frames that the engine gives back to the kernel.
+//! frames that the engine gives back to the kernel. A send's frame belongs to its operation slot for good.
 #![allow(unsafe_code)]
 
-use crate::limits::{FRAME_LEN, TUN_FRAMES, UDP_FRAMES};
+use crate::limits::{FRAME_LEN, SEND_OPS, TUN_FRAMES, UDP_FRAMES};
 use crate::sys::region::Region;
 use std::io;
 use std::ops::Range;
@@ -37,14 +38,20 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Allocates all frames; every one starts released.
+    /// Allocates all frames; those for reads and receives start released, those for sends held.
     pub fn new() -> io::Result<Pool> {
-        let count = TUN_FRAMES + UDP_FRAMES;
-        Ok(Pool {
-            region: Region::new(count * FRAME_LEN)?,
-            holders: vec![0; count],
-            released: (0..count as u16).rev().map(FrameId).collect(),
-        })
+        const RECEIVING: usize = TUN_FRAMES + UDP_FRAMES;
+        let region = Region::new((RECEIVING + SEND_OPS) * FRAME_LEN)?;
+        region.prefer_huge_pages();
+        let mut holders = vec![0; RECEIVING];
+        holders.resize(RECEIVING + SEND_OPS, 1);
+        Ok(Pool { region, holders, released: (0..RECEIVING as u16).rev().map(FrameId).collect() })
+    }
+
+    /// The frame of send slot `slot`.
+    pub fn of_send(slot: u16) -> FrameId {
+        assert!(usize::from(slot) < SEND_OPS, "there is no send {slot}");
+        FrameId((TUN_FRAMES + UDP_FRAMES) as u16 + slot)
     }
 
     /// What `frame` is for.
@@ -113,6 +120,24 @@ impl Pool {
         // SAFETY: as in `bytes`; the mutable borrow of the pool excludes every other slice of it. Queued operations keep raw
         // pointers, not references, and each packet is queued only after it was last changed.
         unsafe { std::slice::from_raw_parts_mut(start, range.len()) }
+    }
+
+    /// Bytes of one held frame, to be read, and of another, to be written from them.
+    ///
+    /// # Panics
+    /// If they are the same frame, or not held.
+    #[inline]
+    pub fn pair(&mut self, from: (FrameId, Range<usize>), to: (FrameId, Range<usize>)) -> (&[u8], &mut [u8]) {
+        assert_ne!(from.0, to.0, "a frame is not copied onto itself");
+        self.check(from.0, &from.1);
+        self.check(to.0, &to.1);
+        let source = self.address(from.0).wrapping_add(from.1.start);
+        let target = self.address(to.0).wrapping_add(to.1.start);
+        // SAFETY: as in `bytes`.
+        let source = unsafe { std::slice::from_raw_parts(source, from.1.len()) };
+        // SAFETY: as in `bytes_mut`; it lies in another frame than `source`, so the two do not overlap.
+        let target = unsafe { std::slice::from_raw_parts_mut(target, to.1.len()) };
+        (source, target)
     }
 
     #[inline]

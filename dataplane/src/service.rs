@@ -17,6 +17,7 @@ use crate::worker::{Settings, Worker};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
@@ -277,6 +278,8 @@ struct Meeting {
 
 impl WorkerThread {
     fn run(self, wanted: EngineKind, meeting: &Meeting, guard: WorkerGuard) {
+        // Naps are of microseconds; the kernel would round them up by 50. Where it may not be set, they are longer.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let gro = self.pair.udp.caps.gro;
         let descriptors = Descriptors {
             tun: self.pair.tun.as_fd(),

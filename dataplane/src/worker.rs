@@ -7,15 +7,16 @@
 //!  4. every UDP receive goes through `pipeline::decap` into the coalescer;
 //!  5. open batches and chains are queued;
 //!  6. refused operations are dealt with one packet at a time (`worker::refused`);
-//!  7. with nothing to do it spins for a while, then sleeps.
+//!  7. it spins, naps or sleeps, whichever suits the traffic (`worker::tempo`).
 //!
 //! In steady state a turn takes no lock, allocates nothing, reads the clock once and logs nothing.
 
 mod refused;
+pub mod tempo;
 
 use crate::engine::{Engine, Wait};
 use crate::io::{Io, TunRx, UdpRx};
-use crate::limits::SCRATCH_LEN;
+use crate::limits::{NAP, SCRATCH_LEN};
 use crate::path_mtu::PathMtus;
 use crate::pipeline::batch::{Batcher, Destination};
 use crate::pipeline::coalesce::Coalescer;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use tempo::{Pause, Tempo};
 use weft_fib::{Fib, FibReader, OwnerId, PeerId};
 use weft_packet::gso::Split;
 use weft_packet::icmp::IcmpError;
@@ -118,24 +120,24 @@ impl<'a, E: Engine> Worker<'a, E> {
     }
 
     fn forward(&mut self, fib: &FibReader) -> stdio::Result<()> {
-        let mut last_active = Duration::ZERO;
+        let mut tempo = Tempo::new(self.settings.spin);
         let mut wait = Wait::No;
         while self.command.load(Relaxed) == Command::Run as u8 {
             self.engine.turn(&mut self.io, wait)?;
             // After the turn, which may have slept: what it delivered arrived just now.
             let now = monotonic();
             self.now_ms = now.as_millis() as u64;
-            let active = self.io.has_received();
+            let received = self.io.received();
+            tempo.note(now, &received);
             self.carry(fib);
             self.count_turn(wait);
-            if active {
-                last_active = now;
-            }
-            let busy = active || self.has_work();
-            wait = if busy || now - last_active < self.settings.spin { Wait::No } else { Wait::Sleep };
-            if !busy && wait == Wait::No {
+            let pause = tempo.pause(now, &received, self.has_work());
+            wait = if pause == Pause::Sleep { Wait::Sleep } else { Wait::No };
+            match pause {
+                Pause::None | Pause::Sleep => {}
                 // The other end, or the application, may share this core.
-                rustix::thread::sched_yield();
+                Pause::Yield => rustix::thread::sched_yield(),
+                Pause::Nap => std::thread::sleep(NAP),
             }
         }
         Ok(())
@@ -154,7 +156,16 @@ impl<'a, E: Engine> Worker<'a, E> {
     }
 
     fn has_work(&self) -> bool {
-        self.io.has_received() || self.partial.is_some() || !self.io.sends.is_idle() || !self.io.writes.is_idle()
+        self.io.has_received()
+            || self.partial.is_some()
+            || self.holds()
+            || !self.io.sends.is_idle()
+            || !self.io.writes.is_idle()
+    }
+
+    /// Whether batches or chains wait for what the next turn may add. It comes at once, and ends them if it adds nothing.
+    fn holds(&self) -> bool {
+        self.batcher.holds() || self.coalescer.holds()
     }
 
     fn count_turn(&mut self, wait: Wait) {
@@ -171,18 +182,23 @@ impl<'a, E: Engine> Worker<'a, E> {
             && self.partial.is_none()
             && self.io.failed_sends.is_empty()
             && self.io.failed_writes.is_empty()
+            && !self.holds()
         {
             return;
         }
         let fib = fib.pin();
-        self.path_mtus.follow(&fib);
+        if self.path_mtus.follow(&fib) {
+            // What a peer's id means may have changed: nothing newer may join a batch of the old table.
+            self.batcher.flush(&mut self.io, &self.view.stats, false);
+        }
         self.deal_with_refused(&fib);
         if self.partial.is_some() {
             self.finish_partial();
             // It was planned with the table of an earlier turn, in which a peer's id may have meant another address: nothing
             // newer may join its batches.
-            self.batcher.flush(&mut self.io, &self.view.stats);
+            self.batcher.flush(&mut self.io, &self.view.stats, false);
         }
+        let more_tun = !self.io.tun_rx.is_empty();
         if self.partial.is_none() {
             while self.io.sends.free() > 0
                 && let Some(rx) = self.io.tun_rx.pop_front()
@@ -193,6 +209,7 @@ impl<'a, E: Engine> Worker<'a, E> {
                 }
             }
         }
+        let more_udp = !self.io.udp_rx.is_empty();
         while let Some(rx) = self.io.udp_rx.pop_front() {
             if let Some(rest) = self.decap(&fib, rx) {
                 self.io.udp_rx.push_front(rest);
@@ -200,8 +217,8 @@ impl<'a, E: Engine> Worker<'a, E> {
             }
         }
         let stats = &self.view.stats;
-        self.batcher.flush(&mut self.io, stats);
-        self.coalescer.flush(&mut self.io, stats);
+        self.batcher.flush(&mut self.io, stats, more_tun);
+        self.coalescer.flush(&mut self.io, stats, more_udp);
     }
 
     /// TUN -> UDP: one read.
@@ -230,12 +247,12 @@ impl<'a, E: Engine> Worker<'a, E> {
                     }
                     None => {
                         let len = usize::from(forward.inner.total_len);
-                        let slot = self.batcher.slot(&mut self.io, stats, &to, len, 0);
+                        let slot = self.batcher.slot(&mut self.io, stats, &to, len);
                         let slot = slot.expect("a send is free: the caller looked");
-                        let op = &mut self.io.sends[slot];
-                        op.payload(self.io.pool.bytes(rx.frame, packet.start..packet.start + len));
-                        op.end_datagram();
-                        op.holds(rx.frame, &mut self.io.pool);
+                        let room = self.io.sends[slot].datagram_room(len);
+                        let packet = (rx.frame, packet.start..packet.start + len);
+                        let (packet, room) = self.io.pool.pair(packet, room);
+                        room.copy_from_slice(packet);
                     }
                 }
             }
@@ -253,20 +270,16 @@ impl<'a, E: Engine> Worker<'a, E> {
     /// Puts segments of a super-packet into batches until it is done or the sends ran out.
     fn finish_partial(&mut self) {
         let Some(mut partial) = self.partial.take() else { return };
-        let header_len = partial.split.header_len();
         let count = partial.split.count();
         while partial.next < count {
             let len = partial.split.len_of(partial.next);
-            let Some(slot) = self.batcher.slot(&mut self.io, &self.view.stats, &partial.to, len, header_len) else {
+            let Some(slot) = self.batcher.slot(&mut self.io, &self.view.stats, &partial.to, len) else {
                 self.partial = Some(partial);
                 return;
             };
-            let op = &mut self.io.sends[slot];
-            let packet = self.io.pool.bytes(partial.rx.frame, partial.packet.clone());
-            let payload = partial.split.segment(partial.next, packet, op.header(header_len));
-            op.payload(&packet[payload]);
-            op.end_datagram();
-            op.holds(partial.rx.frame, &mut self.io.pool);
+            let room = self.io.sends[slot].datagram_room(len);
+            let (packet, room) = self.io.pool.pair((partial.rx.frame, partial.packet.clone()), room);
+            partial.split.segment(partial.next, packet, room);
             partial.next += 1;
         }
         self.io.pool.release(partial.rx.frame);
@@ -397,13 +410,12 @@ impl<'a, E: Engine> Worker<'a, E> {
             Reply::Built(len) => {
                 let (name, name_len) = self.socket.name(fib.peer(id).addr);
                 let to = Destination { peer: id, name, name_len };
-                let Some(slot) = self.batcher.slot(&mut self.io, &self.view.stats, &to, len, len) else {
+                let Some(slot) = self.batcher.slot(&mut self.io, &self.view.stats, &to, len) else {
                     counters.icmp_limited.add(1);
                     return;
                 };
-                let op = &mut self.io.sends[slot];
-                op.header(len).copy_from_slice(&out[..len]);
-                op.end_datagram();
+                let (frame, room) = self.io.sends[slot].datagram_room(len);
+                self.io.pool.bytes_mut(frame, room).copy_from_slice(&out[..len]);
                 counters.icmp_sent.add(1);
             }
         }
@@ -429,7 +441,7 @@ fn first_segment<'p>(
     if header_len > first.len() {
         return (packet, *inner);
     }
-    let payload = split.segment(0, packet, &mut first[..header_len]);
+    let payload = split.header(0, packet, &mut first[..header_len]);
     let len = first.len().min(header_len + payload.len());
     first[header_len..len].copy_from_slice(&packet[payload][..len - header_len]);
     (&first[..len], Inner { total_len: split.segment_len() as u16, ..*inner })

@@ -94,12 +94,7 @@ impl Engine for Memory {
                 continue;
             }
             if self.record {
-                let mut out = vec![0; PACKET_LEN_MAX];
-                let datagrams = (0..op.count()).map(|i| {
-                    let len = op.copy_datagram(i, &mut out);
-                    out[..len].to_vec()
-                });
-                let datagrams = datagrams.collect();
+                let datagrams = (0..op.count()).map(|i| io.pool.bytes(op.frame, op.datagram(i)).to_vec()).collect();
                 self.departures.borrow_mut().push(Departure::Udp { datagrams, segment_len: op.segment_len });
             }
             io.sent(slot);
@@ -362,7 +357,8 @@ fn refused_gso_batch_is_sent_again_singly_in_order_and_gso_stays_off() {
         let bench = Bench { refuse_batches: Some(errno), ..Bench::new() };
         let packets: Vec<_> = (0..5u8).map(|i| udp(HERE, THERE, (1000, 53), 64, &[i; 100])).collect();
         let burst: Vec<_> = packets.iter().map(|packet| plain(packet)).collect();
-        let outcome = bench.run(vec![burst.clone(), burst]);
+        // A turn without arrivals between them: the first burst is not held for the second.
+        let outcome = bench.run(vec![burst.clone(), vec![], burst]);
         let payloads: Vec<u8> = bench.datagrams_at_peer(5).iter().map(|datagram| datagram[28]).collect();
         assert_eq!(payloads, [0, 1, 2, 3, 4]);
         assert!(!bench.view.offloads.udp_gso.load(Relaxed));
@@ -391,7 +387,7 @@ fn refused_coalesced_write_is_written_again_singly_as_received() {
     let bench = Bench { refuse_chains: Some(libc::EINVAL), ..Bench::new() };
     let packets: Vec<_> = (0..4u32).map(|i| tcp(THERE, HERE, (80, 4000), 1 + i * 500, &[i as u8; 500])).collect();
     let buffer = bench.arriving(packets.concat(), packets[0].len());
-    let outcome = bench.run(vec![vec![buffer.clone()], vec![buffer]]);
+    let outcome = bench.run(vec![vec![buffer.clone()], vec![], vec![buffer]]);
     for packet in &packets {
         let written = bench.written_to_tun();
         let (vnet, written) = written.split_at(VNET_LEN);
@@ -433,6 +429,30 @@ fn order_within_a_flow_holds_whatever_is_coalesced() {
     }
     assert_eq!(next, seqs);
     assert!(writes < packets.len() / 2, "{writes} writes for {} packets: nothing was coalesced", packets.len());
+}
+
+#[test]
+fn a_burst_over_several_turns_shares_one_send_and_ends_with_the_first_turn_that_adds_nothing() {
+    let bench = Bench::new();
+    let packets = |count: u8| (0..count).map(|i| plain(&udp(HERE, THERE, (1000, 53), 64, &[i; 100]))).collect();
+    let elsewhere = vec![plain(&udp(HERE, [10, 3, 0, 1], (1, 1), 64, &[0; 20]))];
+    // The third turn reads something, but nothing for this peer: nobody waits for it.
+    let outcome = bench.run(vec![packets(5), packets(5), elsewhere, packets(3), vec![], packets(1)]);
+    let sizes = outcome.departures.iter().filter_map(|departure| match departure {
+        Departure::Udp { datagrams, .. } => Some(datagrams.len()),
+        Departure::Tun(_) => None,
+    });
+    assert_eq!(sizes.collect::<Vec<_>>(), [10, 3, 1]);
+}
+
+#[test]
+fn a_super_packet_that_comes_in_two_buffers_is_written_whole() {
+    let bench = Bench::new();
+    let packets: Vec<_> = (0..6u32).map(|i| tcp(THERE, HERE, (80, 4000), 1 + i * 500, &[i as u8; 500])).collect();
+    let buffer = |range: std::ops::Range<usize>| bench.arriving(packets[range].concat(), packets[0].len());
+    let outcome = bench.run(vec![vec![buffer(0..4)], vec![buffer(4..6)], vec![], vec![]]);
+    let [Departure::Tun(written)] = &outcome.departures[..] else { panic!("{:?}", outcome.departures) };
+    assert_eq!(written.len(), VNET_LEN + 40 + 6 * 500);
 }
 
 #[test]

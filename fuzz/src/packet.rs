@@ -156,7 +156,7 @@ fn split(vnet: &VnetHeader, packet: &[u8]) -> Option<Vec<Segment>> {
     let header_len = split.header_len();
     let segment = |index| {
         let mut bytes = vec![0; header_len];
-        let payload = split.segment(index, packet, &mut bytes);
+        let payload = split.header(index, packet, &mut bytes);
         bytes.extend_from_slice(&packet[payload]);
         assert!(bytes.len() <= split.segment_len());
         Segment { header_len, bytes }

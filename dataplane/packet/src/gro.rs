@@ -196,6 +196,12 @@ impl Run {
         usize::from(self.appended) + 1
     }
 
+    /// Whether a further segment as long as the first could join.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        !self.is_closed && self.total_len + usize::from(self.head.payload_len) <= usize::from(u16::MAX)
+    }
+
     /// Tries to append `packet` (checked, its candidate given). True when it joined: equal IP header but for length,
     /// id, checksum (TOS/traffic class incl. ECN, DF, TTL, flow label equal); TCP: equal ports, ack number, window, data offset and
     /// option bytes, next sequence number, not closed by a PSH or by a short segment, payload not longer than the

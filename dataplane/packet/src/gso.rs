@@ -130,6 +130,17 @@ impl Split {
         self.count
     }
 
+    /// Writes segment `index` into `out` (exactly [`Self::len_of`] bytes): its header as by [`Self::header`], and its payload.
+    ///
+    /// # Panics
+    /// As [`Self::header`], and if `out` has another length.
+    #[inline]
+    pub fn segment(&self, index: usize, packet: &[u8], out: &mut [u8]) {
+        let (header, room) = out.split_at_mut(self.header_len);
+        let payload = self.header(index, packet, header);
+        room.copy_from_slice(&packet[payload]);
+    }
+
     /// Writes the complete header of segment `index` into `header` (exactly [`Self::header_len`] bytes) and returns
     /// the payload's range in `packet`. IPv4: id + index, total length, header checksum; IPv6 payload length; TCP: seq,
     /// FIN/PSH on the last only, CWR on the first only; UDP length (checksum 0 becomes 0xFFFF); full transport
@@ -139,7 +150,7 @@ impl Split {
     /// If `index` is not below [`Self::count`], `header` is not [`Self::header_len`] bytes long, or `packet` is not
     /// the one that this was made from.
     #[inline]
-    pub fn segment(&self, index: usize, packet: &[u8], header: &mut [u8]) -> Range<usize> {
+    pub fn header(&self, index: usize, packet: &[u8], header: &mut [u8]) -> Range<usize> {
         assert!(index < self.count, "segment {index} of {}", self.count);
         let start = index * self.gso_size;
         let end = self.payload_len.min(start + self.gso_size);

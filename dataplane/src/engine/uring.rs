@@ -11,7 +11,7 @@
 //! once (socket buffer full) holds back every later send until it completes, so order is kept.
 #![allow(unsafe_code)]
 
-use super::bufring::BufRing;
+use super::bufring::{BufRing, Lender};
 use super::{Descriptors, Engine, Wait};
 use crate::io::{Io, TunRx, UdpRx};
 use crate::limits::*;
@@ -63,16 +63,13 @@ struct Pinned {
 pub struct Uring {
     // Dropped first: closing the ring ends every operation's claim on the memory below.
     ring: IoUring,
-    tun_frames: BufRing,
-    udp_frames: BufRing,
+    tun_frames: Lender,
+    udp_frames: Lender,
     pinned: Box<Pinned>,
     /// Multishots and the wake-up read that are with the kernel.
     tun_armed: bool,
     udp_armed: bool,
     wake_armed: bool,
-    /// Frames in each buffer ring.
-    tun_given: usize,
-    udp_given: usize,
     /// Operations that the kernel has not completed.
     sends_in_flight: usize,
     writes_in_flight: usize,
@@ -130,10 +127,10 @@ impl Uring {
             descriptors.udp.as_raw_fd(),
             descriptors.wake.as_raw_fd(),
         ])?;
-        let tun_frames = BufRing::new(TUN_FRAMES, GROUP_TUN)?;
-        let udp_frames = BufRing::new(UDP_FRAMES, GROUP_UDP)?;
-        tun_frames.register(&ring.submitter())?;
-        udp_frames.register(&ring.submitter())?;
+        let tun_frames = Lender::new(BufRing::new(TUN_FRAMES, GROUP_TUN)?, TUN_FRAMES);
+        let udp_frames = Lender::new(BufRing::new(UDP_FRAMES, GROUP_UDP)?, UDP_FRAMES);
+        tun_frames.ring().register(&ring.submitter())?;
+        udp_frames.ring().register(&ring.submitter())?;
         // SAFETY: `msghdr` is plain old data for which all zero bytes are a valid value.
         let empty: libc::msghdr = unsafe { std::mem::zeroed() };
         let receive = libc::msghdr { msg_namelen: NAME_LEN as _, msg_controllen: CONTROL_LEN, ..empty };
@@ -145,8 +142,6 @@ impl Uring {
             tun_armed: false,
             udp_armed: false,
             wake_armed: false,
-            tun_given: 0,
-            udp_given: 0,
             sends_in_flight: 0,
             writes_in_flight: 0,
             udp_len: FRAME_LEN.min(RECV_DATA + descriptors.receive_len_max),
@@ -156,30 +151,16 @@ impl Uring {
         })
     }
 
-    /// Gives frames that nobody holds any more back to the kernel.
+    /// Gives frames that nobody holds any more back to the kernel, the last used first, as many as it is likely to need.
     fn give_frames(&mut self, pool: &mut Pool) {
-        let (mut tun, mut udp) = (0, 0);
         while let Some(frame) = pool.take_released() {
-            let address = pool.address(frame);
             match Pool::purpose(frame) {
-                Purpose::Tun => {
-                    self.tun_frames.push(frame, address.wrapping_add(TUN_DATA), FRAME_LEN - TUN_DATA);
-                    tun += 1;
-                }
-                Purpose::Udp => {
-                    self.udp_frames.push(frame, address, self.udp_len);
-                    udp += 1;
-                }
+                Purpose::Tun => self.tun_frames.keep(frame),
+                Purpose::Udp => self.udp_frames.keep(frame),
             }
         }
-        if tun > 0 {
-            self.tun_frames.publish();
-            self.tun_given += tun;
-        }
-        if udp > 0 {
-            self.udp_frames.publish();
-            self.udp_given += udp;
-        }
+        self.tun_frames.give(|frame| (pool.address(frame).wrapping_add(TUN_DATA), FRAME_LEN - TUN_DATA));
+        self.udp_frames.give(|frame| (pool.address(frame), self.udp_len));
     }
 
     /// Arms what is not with the kernel and could deliver.
@@ -187,9 +168,9 @@ impl Uring {
         if !self.receiving {
             return;
         }
-        if !self.tun_armed && self.tun_given > 0 {
+        if !self.tun_armed && self.tun_frames.given() > 0 {
             // ReadMulti's builder drops FIXED_FILE from the flags (io-uring 0.7.15): both are set on the built entry.
-            let entry = opcode::ReadMulti::new(TUN, 0, self.tun_frames.group())
+            let entry = opcode::ReadMulti::new(TUN, 0, self.tun_frames.ring().group())
                 .offset(u64::MAX)
                 .build()
                 .flags(Flags::FIXED_FILE | Flags::BUFFER_SELECT)
@@ -197,8 +178,8 @@ impl Uring {
             self.push(&entry);
             self.tun_armed = true;
         }
-        if !self.udp_armed && self.udp_given > 0 {
-            let entry = opcode::RecvMsgMulti::new(UDP, &raw const self.pinned.receive, self.udp_frames.group())
+        if !self.udp_armed && self.udp_frames.given() > 0 {
+            let entry = opcode::RecvMsgMulti::new(UDP, &raw const self.pinned.receive, self.udp_frames.ring().group())
                 .build()
                 .user_data(KIND_UDP_RECV);
             self.push(&entry);
@@ -279,7 +260,7 @@ impl Uring {
                 KIND_TUN_READ => {
                     self.tun_armed = more;
                     if let Some(frame) = frame {
-                        self.tun_given -= 1;
+                        self.tun_frames.taken(result.max(0) as usize);
                         io.pool.acquire(frame);
                         io.tun_rx.push_back(TunRx { frame, data: TUN_DATA..TUN_DATA + result.max(0) as usize });
                     } else if result == -libc::ENOBUFS {
@@ -291,7 +272,7 @@ impl Uring {
                 KIND_UDP_RECV => {
                     self.udp_armed = more;
                     if let Some(frame) = frame {
-                        self.udp_given -= 1;
+                        self.udp_frames.taken(result.max(0) as usize);
                         io.pool.acquire(frame);
                         let received = io.pool.bytes(frame, 0..result.max(0) as usize);
                         let parsed = RecvMsgOut::parse(received, &self.pinned.receive).ok().map(|out| {

@@ -1,5 +1,8 @@
 //! Joins admitted packets into TUN writes. A packet joins only the latest chain of its flow, and chains are written in the
 //! order they were begun, so order within a flow holds by construction.
+//!
+//! A UDP buffer ends where the sender's super-packet did not. So the chain that was begun last may be held over a turn, for
+//! the next buffer to continue it: a super-packet is then written whole instead of in two parts.
 
 use crate::io::Io;
 use crate::limits::{WRITE_OPS, WRITE_PACKETS_MAX};
@@ -26,6 +29,8 @@ struct Latest {
 struct Chain {
     slot: u16,
     run: Option<Run>,
+    /// Its place in the flow table.
+    flow: usize,
 }
 
 /// Chains of one worker's turn.
@@ -35,6 +40,8 @@ pub struct Coalescer {
     /// Changing it empties the flow table.
     stamp: u64,
     chains: Vec<Chain>,
+    /// Packets in the chain that is held over, when it was last held; a chain that did not grow since is not held again.
+    held_count: usize,
     /// Writes carry a virtio-net header.
     pub vnet: bool,
     /// TCP may be joined.
@@ -46,7 +53,15 @@ pub struct Coalescer {
 impl Coalescer {
     /// Nothing begun.
     pub fn new(vnet: bool, tcp: bool, udp: bool) -> Coalescer {
-        Coalescer { flows: [None; FLOWS], stamp: 0, chains: Vec::with_capacity(WRITE_OPS), vnet, tcp, udp }
+        Coalescer {
+            flows: [None; FLOWS],
+            stamp: 0,
+            chains: Vec::with_capacity(WRITE_OPS),
+            held_count: 1,
+            vnet,
+            tcp,
+            udp,
+        }
     }
 
     /// Takes one admitted packet: bytes `range` of `frame`, already trimmed. False when all writes are in use: flush, let
@@ -75,6 +90,7 @@ impl Coalescer {
             // Of an unknown flow (a later fragment, say): nothing at all may.
             (None, _) => self.stamp += 1,
         }
+        let run = candidate.map(|candidate| Run::start(&candidate));
         io.pool.hold(frame);
         let op = &mut io.writes[slot];
         if self.vnet {
@@ -83,13 +99,13 @@ impl Coalescer {
         op.gather.push(io.pool.bytes(frame, range.clone()));
         op.bytes = range.len();
         op.packets.push((frame, range.start as u32..range.end as u32));
-        self.chains.push(Chain { slot, run: candidate.map(|candidate| Run::start(&candidate)) });
+        self.chains.push(Chain { slot, run, flow: flow.unwrap_or(0) });
         true
     }
 
     #[inline]
     fn append(&mut self, io: &mut Io, chain: u16, candidate: &Candidate, frame: FrameId, range: &Range<usize>) -> bool {
-        let Chain { slot, run: Some(run) } = &mut self.chains[usize::from(chain)] else { return false };
+        let Chain { slot, run: Some(run), .. } = &mut self.chains[usize::from(chain)] else { return false };
         let (head_frame, head) = io.writes[*slot].packets[0].clone();
         let head = io.pool.bytes(head_frame, head.start as usize..head.end as usize);
         let packet = io.pool.bytes(frame, range.clone());
@@ -105,14 +121,25 @@ impl Coalescer {
         true
     }
 
-    /// Ends all chains and queues their writes.
+    /// Whether a chain is held over.
     #[inline]
-    pub fn flush(&mut self, io: &mut Io, stats: &WorkerStats) {
-        if self.chains.is_empty() {
-            return;
-        }
+    pub fn holds(&self) -> bool {
+        !self.chains.is_empty()
+    }
+
+    /// Ends the chains and queues their writes; with `hold`, all but the one begun last if more may join it.
+    #[inline]
+    pub fn flush(&mut self, io: &mut Io, stats: &WorkerStats, hold: bool) {
+        let Some(last) = self.chains.last() else { return };
+        // The first chain may have been held before: only its growth shows that there is more to wait for.
+        let enough = if self.chains.len() == 1 { self.held_count } else { 1 };
+        let grows = |run: &Run| run.count() > enough && run.count() < WRITE_PACKETS_MAX && run.is_open();
+        let held = hold && last.run.as_ref().is_some_and(grows);
+        let flow = last.flow;
+        self.held_count = last.run.filter(|_| held).map_or(1, |run| run.count());
         self.stamp += 1;
-        for Chain { slot, run } in self.chains.drain(..) {
+        let ended = self.chains.len() - usize::from(held);
+        for Chain { slot, run, .. } in self.chains.drain(..ended) {
             let op = &mut io.writes[slot];
             match run.filter(|run| run.count() > 1) {
                 Some(run) => {
@@ -129,6 +156,9 @@ impl Coalescer {
             stats.counters.tun_write_bytes.add(op.bytes as u64);
             stats.write_segments[bucket(op.packets.len())].add(1);
             io.writes.queue(slot);
+        }
+        if held && let Some(latest) = &mut self.flows[flow] {
+            (latest.chain, latest.stamp) = (0, self.stamp);
         }
     }
 }

@@ -61,11 +61,10 @@ impl<E: Engine> Worker<'_, E> {
             self.batcher.gso = false;
         }
         self.view.stats.counters.batch_resent.add(u64::from(count > 1));
-        let mut datagram = vec![0; PACKET_LEN_MAX];
         for index in 0..count {
             let op = &self.io.sends[slot];
-            let len = op.copy_datagram(index, &mut datagram);
-            self.send_single(fib, peer, &datagram[..len]);
+            let datagram = self.io.pool.bytes(op.frame, op.datagram(index)).to_vec();
+            self.send_single(fib, peer, &datagram);
         }
     }
 
@@ -149,10 +148,8 @@ impl<E: Engine> Worker<'_, E> {
         let Some(split) = forward.split else { return self.send_single(fib, forward.peer, &packet) };
         let mut segment = vec![0; PACKET_LEN_MAX];
         for index in 0..split.count() {
-            let header_len = split.header_len();
-            let payload = split.segment(index, &packet, &mut segment[..header_len]);
-            let len = header_len + payload.len();
-            segment[header_len..len].copy_from_slice(&packet[payload]);
+            let len = split.len_of(index);
+            split.segment(index, &packet, &mut segment[..len]);
             self.send_single(fib, forward.peer, &segment[..len]);
         }
     }

@@ -214,7 +214,7 @@ pub fn split(vnet: &VnetHeader, packet: &[u8]) -> Vec<Vec<u8>> {
     (0..split.count())
         .map(|index| {
             let mut segment = vec![0xaa; split.header_len()];
-            let payload = split.segment(index, packet, &mut segment);
+            let payload = split.header(index, packet, &mut segment);
             segment.extend_from_slice(&packet[payload]);
             segment
         })
