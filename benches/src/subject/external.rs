@@ -65,7 +65,7 @@ impl External {
             Ok(None)
         });
         let output = || {
-            let logs = self.processes.iter().map(|process| format!("on {}: {}", process.node().name(), process.log()));
+            let logs = self.processes.iter().map(|process| format!("on {}: {}", process.host(), process.log()));
             format!("its output {}", logs.collect::<Vec<_>>().join(", "))
         };
         match outcome.with_context(output)? {
@@ -78,7 +78,7 @@ impl External {
     fn failed(&mut self) -> Result<Option<String>> {
         for process in &mut self.processes {
             if let Some(status) = process.try_wait()?.filter(|status| !status.success()) {
-                return Ok(Some(format!("the program ended with {status} on host {}", process.node().name())));
+                return Ok(Some(format!("the program ended with {status} on host {}", process.host())));
             }
         }
         Ok(None)

@@ -61,9 +61,9 @@ impl Process {
         self.child.id()
     }
 
-    /// Where it runs; `None`: in the network of this process.
-    pub fn node(&self) -> Option<&Node> {
-        self.node.as_ref()
+    /// The host that it runs on, for messages.
+    pub fn host(&self) -> &str {
+        self.node.as_ref().map_or("this machine", Node::name)
     }
 
     /// What it has written so far to its standard output and error.
