@@ -51,6 +51,6 @@ pub trait Engine {
     /// System calls made so far.
     fn syscalls(&self) -> u64;
 
-    /// How often the kernel had data but no free frame, since the last call.
+    /// How often the kernel had data but no frame left of those lent to it, since the last call.
     fn take_overflows(&mut self) -> u64;
 }

@@ -209,17 +209,9 @@ impl Gather {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-    /// Entries that may still be added.
-    pub fn room(&self) -> usize {
-        self.0.capacity() - self.0.len()
-    }
     /// For the kernel.
     pub fn as_ptr(&self) -> *const libc::iovec {
         self.0.as_ptr()
-    }
-    /// Bytes behind entries `range`.
-    pub fn bytes_in(&self, range: std::ops::Range<usize>) -> usize {
-        self.0[range].iter().map(|e| e.iov_len).sum()
     }
     /// Copies what entries `range` point to behind each other into `out`; returns the length. `out` must be large enough.
     ///
