@@ -2,7 +2,8 @@
 
 use super::*;
 
-const CONFIG: &str = r#"{"Network": "10.5.0.0/16"}"#;
+/// Nodes choose among subnets that no record of these tests claims.
+const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.100.0", "SubnetMax": "10.5.199.0"}"#;
 
 /// A cluster with its daemons and their pods.
 type Joined = (Cluster, Vec<Daemon>, Vec<Pod>);
