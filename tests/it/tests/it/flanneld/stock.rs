@@ -7,7 +7,9 @@ use std::net::SocketAddrV4;
 
 #[test]
 fn a_stock_node_joins_by_its_record() -> Result<()> {
-    let Some(cluster) = Cluster::new(3, r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.100.0"}"#)? else { return Ok(()) };
+    let Some(cluster) = Cluster::new(3, r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.100.0"}"#)? else {
+        return Ok(());
+    };
     let mut daemons = vec![cluster.start(1, &[])?, cluster.start(2, &[])?];
     for daemon in &mut daemons {
         daemon.joined()?;
