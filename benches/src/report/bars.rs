@@ -1,10 +1,12 @@
 //! Horizontal bars from a line (1 for ratios, 0 for amounts) to a median, with the spread and every round on top.
 //!
-//!     title
-//!                  0.5        1        2             axis
-//!      heading      |  <- better       |
-//!      label        |   =====|         |    0.71x    bar: median; |---| smallest to largest; dots: rounds
-//!      label        |        |=====    |    1.60x
+//! ```text
+//! title
+//!              0.5        1        2             axis
+//!  heading      |  <- better       |
+//!  label        |   =====|         |    0.71x    bar: median; |---| smallest to largest; dots: rounds
+//!  label        |        |=====    |    1.60x
+//! ```
 
 use super::markup::Markup;
 use super::scale::Scale;
