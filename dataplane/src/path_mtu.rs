@@ -31,6 +31,12 @@ impl PathMtus {
         self.limits[usize::from(peer.0)]
     }
 
+    /// Whether nothing was learnt: no packet is too long for its path, as far as is known.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.learnt.is_empty()
+    }
+
     /// Forgets everything when the table changed: an id may mean another address. Says whether it did.
     #[inline]
     pub fn follow(&mut self, fib: &Fib) -> bool {

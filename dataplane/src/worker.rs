@@ -198,7 +198,8 @@ impl<'a, E: Engine> Worker<'a, E> {
             // newer may join its batches.
             self.batcher.flush(&mut self.io, &self.view.stats, false);
         }
-        let more_tun = !self.io.tun_rx.is_empty();
+        // A packet too long for its path goes out at once and singly: what came before it must not be held over turns.
+        let more_tun = !self.io.tun_rx.is_empty() && self.path_mtus.is_empty();
         if self.partial.is_none() {
             while self.io.sends.free() > 0
                 && let Some(rx) = self.io.tun_rx.pop_front()
