@@ -61,7 +61,7 @@ impl External {
             if let Some(failed) = self.failed()? {
                 return Ok(Some(failed));
             }
-            ping(a, &Ping::to(self.addresses[1]))?.reply()?;
+            ping(a, &Ping::quick(self.addresses[1]))?.reply()?;
             Ok(None)
         });
         let output = || {

@@ -21,8 +21,8 @@ const PING_COUNT: usize = 5;
 const TTL_SENT: u8 = 64;
 /// What is left of it: encap and decap count as one router each.
 const TTL_EXPECTED: u8 = TTL_SENT - 2;
-/// Longest standstill of a transfer.
-const STALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait for an echo reply, and longest standstill of a transfer.
+const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of one read or write.
 const CHUNK_LEN: usize = 128 * 1024;
 
@@ -42,7 +42,7 @@ pub fn exchange_pings(from: &Host, to: &Host, address: IpAddr) -> PingReport {
     };
     let outcome = (0..PING_COUNT).try_for_each(|_| -> Result<()> {
         report.sent += 1;
-        let (rtt, ttl) = ping(&from.node, &Ping::to(address))?.reply()?;
+        let (rtt, ttl) = ping(&from.node, &Ping { timeout: STALL_TIMEOUT, ..Ping::to(address) })?.reply()?;
         report.received += 1;
         report.ttl = Some(ttl);
         times.push(rtt.as_nanos() as f64 / 1e3);

@@ -11,12 +11,12 @@ use anyhow::{Context, Result};
 use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::{Node, sys};
+use crate::{Node, TIMEOUT, sys};
 
 /// How often the capturing thread looks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(20);
-/// How long an ending capture reads what is still arriving.
-const STOP_GRACE: Duration = Duration::from_millis(500);
+/// How long an ending capture reads what is still arriving, on a link that is never quiet.
+const STOP_GRACE: Duration = TIMEOUT;
 /// The longest frame: a super-packet and its Ethernet header.
 const FRAME_LEN_MAX: usize = 64 * 1024 + 64;
 /// Bytes that may wait for the capturing thread.

@@ -6,7 +6,7 @@
 //! - [`Etcd`] is a real etcd, with everything that can befall one.
 //! - [`ping`], [`tcp`] and [`udp`] make traffic whose every byte is checked on arrival.
 //! - [`measure`] measures throughput, packet rates, latency and CPU time, payload checked.
-//! - [`eventually`] waits for a condition; tests never wait for time.
+//! - [`eventually`] waits for a condition; tests never wait for time. [`TIMEOUT`] is how long.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -54,7 +54,7 @@ pub use node::Node;
 pub use ping::{Ping, PingOutcome, ping};
 pub use process::Process;
 pub use vxlan::FlannelVxlan;
-pub use wait::eventually;
+pub use wait::{TIMEOUT, eventually};
 pub use weftd::{Weftd, WeftdOptions};
 
 /// Permission to build a network, and a directory for its sockets and files, removed on drop.

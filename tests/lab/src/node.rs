@@ -9,17 +9,14 @@ use std::process::Command;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use ipnet::IpNet;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use weft_netlink::{Address, Link, Netlink, Route};
 
-use crate::{Process, eventually, sys};
+use crate::{Process, TIMEOUT, eventually, sys};
 
-/// How long the kernel may take for what it does in the background.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What every node is set to: routing decisions as written, IPv6 without waiting and without router solicitations.
 const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -191,7 +188,7 @@ impl Node {
             return Ok(());
         }
         // The kernel adds the local route of an IPv6 address later, in `addrconf_dad_work`.
-        eventually(SETTLE_TIMEOUT, || {
+        eventually(TIMEOUT, || {
             let found = netlink.route_to(address.ip())?;
             ensure!(found.is_some_and(|route| route.local), "{} has no local route on {}", address.ip(), self.name());
             Ok(())
@@ -202,10 +199,10 @@ impl Node {
     /// reports the carrier (`linkwatch_do_dev`, net/core/link_watch.c) and drops what is sent before.
     ///
     /// # Errors
-    /// If it is not running after 5 s.
+    /// If it is not running after [`TIMEOUT`].
     pub fn wait_running(&self, link: &str) -> Result<()> {
         let mut netlink = self.netlink()?;
-        eventually(SETTLE_TIMEOUT, || {
+        eventually(TIMEOUT, || {
             let link = netlink.expect_link(link)?;
             ensure!(link.running, "{} of {} is not running", link.name, self.name());
             Ok(())

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with};
 
-use crate::{Node, sys};
+use crate::{Node, TIMEOUT, sys};
 
 const ECHO_HEADER_LEN: usize = 8;
 const IPV6_HEADER_LEN: usize = 40;
@@ -45,9 +45,14 @@ pub struct Ping {
 }
 
 impl Ping {
-    /// 56 bytes of payload, TTL 64, fragmentation allowed, 2 s.
+    /// 56 bytes of payload, TTL 64, fragmentation allowed, [`TIMEOUT`].
     pub fn to(to: IpAddr) -> Self {
-        Self { to, payload_len: 56, ttl: 64, dont_fragment: false, timeout: Duration::from_secs(2) }
+        Self { to, payload_len: 56, ttl: 64, dont_fragment: false, timeout: TIMEOUT }
+    }
+
+    /// The same with a wait of 0.3 s: for a condition, which is looked at again, and where no answer is expected.
+    pub fn quick(to: IpAddr) -> Self {
+        Self { timeout: Duration::from_millis(300), ..Self::to(to) }
     }
 }
 

@@ -5,13 +5,11 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::Node;
+use crate::{Node, TIMEOUT, eventually};
 
-/// How long a connection may stand still before the transfer fails.
-const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CHUNK_LEN: usize = 64 * 1024;
 
 /// A finished transfer.
@@ -24,16 +22,16 @@ pub struct Transferred {
 }
 
 /// Connects from one node to `address` of another and sends `bytes` bytes in both directions at once. Each direction
-/// carries another pseudo-random stream; the receiver compares its hash.
+/// carries another pseudo-random stream; the receiver compares its hash. No segment is under way any more at the end.
 ///
 /// # Errors
-/// If there is no connection, it stands still for 10 s, ends early, or a byte differs.
+/// If there is no connection, it stands still for [`TIMEOUT`], ends early, or a byte differs.
 pub fn transfer(from: &Node, to: &Node, address: IpAddr, bytes: u64) -> Result<Transferred> {
     let listener = to.run(|| TcpListener::bind((address, 0))).with_context(|| format!("listening on {address}"))?;
     let address = listener.local_addr()?;
     let started = Instant::now();
     let client = from
-        .run(|| TcpStream::connect_timeout(&address, STALL_TIMEOUT))
+        .run(|| TcpStream::connect_timeout(&address, TIMEOUT))
         .with_context(|| format!("connecting from {} to {address}", from.name()))?;
     // The connection is in the queue of the listener by now.
     let (server, _) = listener.accept()?;
@@ -44,7 +42,30 @@ pub fn transfer(from: &Node, to: &Node, address: IpAddr, bytes: u64) -> Result<T
         outcome.and(served.with_context(|| format!("at {}", to.name())))
     })
     .with_context(|| format!("moving {bytes} bytes between {} and {address}", from.name()))?;
-    Ok(Transferred { bytes, elapsed: started.elapsed() })
+    let elapsed = started.elapsed();
+    drop((client, server, listener));
+    [from, to].into_iter().try_for_each(|node| closed(node, address.port()))?;
+    Ok(Transferred { bytes, elapsed })
+}
+
+/// Waits until the kernel of one end is done with a connection: it has the FIN of the other, and the acknowledgement of its
+/// own. When both ends are, no segment is under way any more, and counters of packets stand still.
+fn closed(node: &Node, port: u16) -> Result<()> {
+    // include/net/tcp_states.h, Linux 6.18.
+    const TIME_WAIT: &str = "06";
+    let port = format!(":{port:04X}");
+    eventually(TIMEOUT, || {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}"));
+        let table = node.run(|| Ok::<_, std::io::Error>(read("tcp")? + &read("tcp6")?))?;
+        // Of each socket: number, local and remote address, state.
+        let mut sockets = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let open = sockets.find(|socket| {
+            matches!(socket[..], [_, local, remote, state, ..]
+                if (local.ends_with(&port) || remote.ends_with(&port)) && state != TIME_WAIT)
+        });
+        ensure!(open.is_none(), "a connection of {} is not closed: {open:?}", node.name());
+        Ok(())
+    })
 }
 
 /// A listener that echoes what each connection sends, for tests that open and close connections themselves. It ends with
@@ -68,8 +89,8 @@ pub fn echo_server(node: &Node, address: IpAddr) -> Result<SocketAddr> {
 
 fn exchange(stream: &TcpStream, bytes: u64, sent: Seed, expected: Seed) -> Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(STALL_TIMEOUT))?;
-    stream.set_write_timeout(Some(STALL_TIMEOUT))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     thread::scope(|scope| {
         let sending = scope.spawn(|| send(stream, bytes, sent));
         let received = receive(stream, bytes, expected);

@@ -8,14 +8,14 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
-use crate::{Node, sys};
+use crate::{Node, TIMEOUT, eventually, sys};
 
 /// Bytes of a datagram's number, the shortest payload.
 pub const NUMBER_LEN: usize = 8;
@@ -25,16 +25,19 @@ pub const PAYLOAD_LEN_MAX: usize = 65_507;
 const SEGMENT_COUNT_MAX: usize = 128;
 /// Bytes that may wait for the receiver, so that it is not the test that loses datagrams.
 const RECEIVE_BUFFER_LEN: usize = 64 << 20;
-/// How long the receiver waits after the sender is done for what is still under way, which on a busy machine is a while.
-/// Spent only where something is lost.
-const TAIL: Duration = Duration::from_secs(1);
+/// What has not arrived when nothing has for so long is lost. Spent only where something is.
+const TAIL: Duration = Duration::from_secs(3);
+/// How often a receiver without datagrams looks whether there will be more.
+const LOOK: Duration = Duration::from_millis(20);
+/// How often a sender without room looks whether there is some.
+const PACE: Duration = Duration::from_micros(200);
 
 /// A stream of datagrams.
 #[derive(Debug, Clone, Copy)]
 pub struct Stream {
     /// Address of the receiver, on the node that receives.
     pub to: IpAddr,
-    /// Datagrams to send.
+    /// Datagrams to send; with [`during`], at least so many.
     pub count: u64,
     /// Bytes of each, from 8 to 65,507; more than the MTU makes IP fragments.
     pub payload_len: usize,
@@ -42,12 +45,16 @@ pub struct Stream {
     pub interval: Duration,
     /// Datagrams per send: more than 1 makes super-packets with `UDP_SEGMENT` (Linux 4.18), 128 at most and 65,507 bytes.
     pub segments: usize,
+    /// Datagrams that may be under way at once; those that come next wait until some have arrived or are lost. However long a
+    /// busy machine keeps a thread waiting that empties a queue, that queue does not overflow.
+    pub window: u64,
 }
 
 impl Stream {
-    /// `count` datagrams of `payload_len` bytes, one per send, 50 us apart.
+    /// `count` datagrams of `payload_len` bytes, one per send, 50 us apart, 400 under way: a TUN's own queue holds 500
+    /// packets (drivers/net/tun.c `TUN_READQ_SIZE`, Linux 6.18).
     pub fn new(to: IpAddr, count: u64, payload_len: usize) -> Self {
-        Self { to, count, payload_len, interval: Duration::from_micros(50), segments: 1 }
+        Self { to, count, payload_len, interval: Duration::from_micros(50), segments: 1, window: 400 }
     }
 }
 
@@ -85,6 +92,53 @@ impl Arrived {
 /// # Errors
 /// If the stream is impossible, or a socket fails. Loss is not an error; see [`Arrived::perfect`].
 pub fn stream(from: &Node, to: &Node, stream: &Stream) -> Result<Arrived> {
+    let progress = Progress { is_enough: true.into(), ..Progress::default() };
+    Ok(run(from, to, stream, &progress, || Ok(()))?.0)
+}
+
+/// Does `work` while a stream runs from one node to another: from its first arrival on, and until the work is done, however
+/// long that takes.
+///
+/// # Errors
+/// As [`stream`], those of `work`, or if nothing arrives.
+pub fn during<T>(from: &Node, to: &Node, stream: &Stream, work: impl FnOnce() -> Result<T>) -> Result<(Arrived, T)> {
+    let progress = Progress::default();
+    run(from, to, stream, &progress, || {
+        eventually(TIMEOUT, || {
+            ensure!(progress.received.load(Ordering::Acquire) > 0, "no datagram has arrived at {}", to.name());
+            Ok(())
+        })?;
+        work()
+    })
+}
+
+/// What sender and receiver of a stream know of each other.
+#[derive(Default)]
+struct Progress {
+    sent: AtomicU64,
+    received: AtomicU64,
+    /// The work that the stream accompanies is done.
+    is_enough: AtomicBool,
+    /// Nothing more is sent.
+    is_over: AtomicBool,
+}
+
+/// Raises a flag when dropped, be it by a panic.
+struct Raise<'a>(&'a AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+fn run<T>(
+    from: &Node,
+    to: &Node,
+    stream: &Stream,
+    progress: &Progress,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(Arrived, T)> {
     let Stream { payload_len, segments, .. } = *stream;
     ensure!((NUMBER_LEN..=PAYLOAD_LEN_MAX).contains(&payload_len), "a payload of {payload_len} bytes");
     ensure!(
@@ -94,13 +148,21 @@ pub fn stream(from: &Node, to: &Node, stream: &Stream) -> Result<Arrived> {
     let receiver = to.run(|| UdpSocket::bind((stream.to, 0))).with_context(|| format!("binding {}", stream.to))?;
     set_socket_recv_buffer_size_force(&receiver, RECEIVE_BUFFER_LEN)?;
     let address = receiver.local_addr()?;
-    let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        let receiving = scope.spawn(|| receive(&receiver, stream, &done));
-        let outcome = from.run(|| send(address, stream)).with_context(|| format!("sending from {}", from.name()));
-        done.store(true, Ordering::Release);
+        let receiving = scope.spawn(|| receive(&receiver, stream, progress));
+        let sending = scope.spawn(|| {
+            let _over = Raise(&progress.is_over);
+            from.enter();
+            send(address, stream, progress).with_context(|| format!("sending from {}", from.name()))
+        });
+        let enough = Raise(&progress.is_enough);
+        let value = work();
+        drop(enough);
+        let sent = sending.join().map_err(|_| anyhow!("the sending thread panicked"))?;
         let arrived = receiving.join().map_err(|_| anyhow!("the receiving thread panicked"))?;
-        outcome.and(arrived)
+        let value = value?;
+        sent?;
+        Ok((arrived?, value))
     })
 }
 
@@ -108,9 +170,8 @@ pub fn stream(from: &Node, to: &Node, stream: &Stream) -> Result<Arrived> {
 /// round-trip times.
 ///
 /// # Errors
-/// If an echo takes more than 2 s or differs.
+/// If an echo takes more than [`TIMEOUT`] or differs.
 pub fn echo(from: &Node, to: &Node, address: IpAddr, count: u64, payload_len: usize) -> Result<Vec<Duration>> {
-    const TIMEOUT: Duration = Duration::from_secs(2);
     let server = to.run(|| UdpSocket::bind((address, 0))).with_context(|| format!("binding {address}"))?;
     let address = server.local_addr()?;
     server.set_read_timeout(Some(TIMEOUT))?;
@@ -149,15 +210,19 @@ fn connect(address: SocketAddr) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-fn send(address: SocketAddr, stream: &Stream) -> Result<()> {
+fn send(address: SocketAddr, stream: &Stream, progress: &Progress) -> Result<()> {
     let socket = connect(address)?;
     if stream.segments > 1 {
         let segment_len = i32::try_from(stream.payload_len)?;
         sys::set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, segment_len).context("UDP_SEGMENT")?;
     }
-    let (mut number, mut next) = (0, Instant::now());
-    while number < stream.count {
-        let end = stream.count.min(number + stream.segments as u64);
+    let (mut number, mut lost, mut next) = (0, 0, Instant::now());
+    while number < stream.count || !progress.is_enough.load(Ordering::Acquire) {
+        make_room(stream.window, number, &mut lost, progress);
+        let end = number + stream.segments as u64;
+        let end = if number < stream.count { end.min(stream.count) } else { end };
+        // Before it is, so that no more arrive than are known of.
+        progress.sent.store(end, Ordering::Release);
         let bytes: Vec<u8> = (number..end).flat_map(|number| datagram(number, stream.payload_len)).collect();
         socket.send(&bytes).with_context(|| format!("datagram {number} of {}", stream.count))?;
         number = end;
@@ -172,22 +237,55 @@ fn send(address: SocketAddr, stream: &Stream) -> Result<()> {
     Ok(())
 }
 
-fn receive(socket: &UdpSocket, stream: &Stream, done: &AtomicBool) -> Result<Arrived> {
-    let mut arrived = Arrived { sent: stream.count, ..Arrived::default() };
-    let mut seen = vec![false; usize::try_from(stream.count)?];
+/// Waits until fewer than `window` of the `sent` datagrams are under way. Those that have not arrived when nothing has for
+/// [`TAIL`] are `lost`.
+fn make_room(window: u64, sent: u64, lost: &mut u64, progress: &Progress) {
+    let (mut before, mut since) = (0, Instant::now());
+    loop {
+        let received = progress.received.load(Ordering::Acquire);
+        let missing = sent.saturating_sub(received);
+        if missing.saturating_sub(*lost) < window {
+            return;
+        }
+        if received > before {
+            (before, since) = (received, Instant::now());
+        } else if since.elapsed() > TAIL {
+            *lost = missing;
+        } else {
+            thread::sleep(PACE);
+        }
+    }
+}
+
+fn receive(socket: &UdpSocket, stream: &Stream, progress: &Progress) -> Result<Arrived> {
+    let mut arrived = Arrived::default();
+    let mut seen = Vec::new();
     let mut highest = None;
     let mut buffer = vec![0; 1 << 16];
-    socket.set_read_timeout(Some(TAIL))?;
-    while arrived.received < stream.count {
-        // Read before waiting: what the sender was done with by then has had all of the wait to arrive.
-        let last = done.load(Ordering::Acquire);
+    let mut last = Instant::now();
+    socket.set_read_timeout(Some(LOOK))?;
+    loop {
+        let is_over = progress.is_over.load(Ordering::Acquire);
+        let sent = progress.sent.load(Ordering::Acquire);
+        if is_over && arrived.received == sent {
+            break;
+        }
+        // Asked before reading: what is in the socket by then is read.
+        let is_late = is_over && last.elapsed() > TAIL;
         let len = match socket.recv(&mut buffer) {
             Ok(len) => len,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && last => break,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && is_late => break,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                if !is_over {
+                    last = Instant::now();
+                }
+                continue;
+            }
             Err(error) => return Err(error).context("receiving"),
         };
+        last = Instant::now();
         let number = read_number(&buffer[..len], stream);
+        seen.resize(progress.sent.load(Ordering::Acquire) as usize, false);
         let Some(slot) = number.and_then(|number| seen.get_mut(number as usize)) else {
             arrived.corrupt += 1;
             continue;
@@ -197,10 +295,12 @@ fn receive(socket: &UdpSocket, stream: &Stream, done: &AtomicBool) -> Result<Arr
             continue;
         }
         arrived.received += 1;
+        progress.received.store(arrived.received, Ordering::Release);
         arrived.reordered += u64::from(highest > number);
         highest = highest.max(number);
     }
     arrived.duplicated += rest(socket)?;
+    arrived.sent = progress.sent.load(Ordering::Acquire);
     arrived.lost = arrived.sent - arrived.received;
     Ok(arrived)
 }

@@ -4,6 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+/// How long anything may take on a machine that is busy with something else. It only guards against waiting for ever: what
+/// goes well does not wait for it, and nothing is judged by its speed.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
+
 /// The pause between two looks at a condition.
 const PAUSE: Duration = Duration::from_millis(10);
 

@@ -4,18 +4,11 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use weft_client::Client;
 
-use crate::{Node, Process, eventually, weftd_binary};
-
-/// How long a daemon has until its control socket is there.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a daemon has for each answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::{Node, Process, TIMEOUT, eventually, weftd_binary};
 
 /// The flags of `weftd`. What is `None`, or empty, is left to its defaults.
 #[derive(Debug, Clone, Default)]
@@ -90,7 +83,7 @@ impl Weftd {
         let mut command = Command::new(options.binary.clone().map_or_else(weftd_binary, Ok)?);
         command.args(options.arguments()).arg("--socket").arg(&socket);
         let mut process = node.spawn(command)?;
-        let outcome = eventually(START_TIMEOUT, || {
+        let outcome = eventually(TIMEOUT, || {
             if let Some(status) = process.try_wait()? {
                 // No use in waiting on; the outer error tells.
                 return Ok(Some(status));
@@ -111,12 +104,12 @@ impl Weftd {
         &self.socket
     }
 
-    /// Connects to its control socket; each wait for an answer is bounded by 10 s.
+    /// Connects to its control socket; each wait for an answer is bounded by [`TIMEOUT`].
     ///
     /// # Errors
     /// If it does not answer.
     pub fn client(&self) -> Result<Client> {
-        Ok(Client::connect(&self.socket, ANSWER_TIMEOUT)?)
+        Ok(Client::connect(&self.socket, TIMEOUT)?)
     }
 
     /// Its process id.

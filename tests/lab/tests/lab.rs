@@ -11,11 +11,11 @@ use anyhow::{Result, ensure};
 use rustix::io::Errno;
 use weft_lab::topology::{Pair, Pod, Routed, Switched};
 use weft_lab::{
-    Capture, FlannelVxlan, Frame, Lab, Mode, Ping, PingOutcome, WeftdOptions, eventually, features, ping, tcp, udp,
+    Capture, FlannelVxlan, Frame, Lab, Mode, Ping, PingOutcome, TIMEOUT, WeftdOptions, eventually, features, ping, tcp,
+    udp,
 };
 
 const ETHERNET_HEADER_LEN: usize = 14;
-const TIMEOUT: Duration = Duration::from_secs(5);
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address in a test")
@@ -137,6 +137,28 @@ fn udp_streams_arrive_whole_in_order_and_once() -> Result<()> {
         udp::stream(&pair.a, &pair.b, &segmented)?.perfect()?;
         assert_eq!(udp::echo(&pair.a, &pair.b, to, 20, 64)?.len(), 20);
     }
+    Ok(())
+}
+
+#[test]
+fn a_stream_lasts_as_long_as_the_work_beside_it() -> Result<()> {
+    let Some(lab) = Lab::start() else { return Ok(()) };
+    let pair = Pair::new(&lab, 1500)?;
+    let stream = udp::Stream::new(ip("192.0.2.2"), 10, 100);
+    let (arrived, worked) = udp::during(&pair.a, &pair.b, &stream, || {
+        // Far more than the stream needs.
+        std::thread::sleep(Duration::from_millis(500));
+        Ok("done")
+    })?;
+    assert!(arrived.perfect()?.sent > 100 && worked == "done", "{arrived:?}");
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        udp::during(&pair.a, &pair.b, &stream, || -> Result<()> { panic!("at work") })
+    }));
+    assert!(panic.is_err(), "the stream ends with a panic, too");
+    let small = udp::Stream { count: 6, window: 5, ..stream };
+    pair.b.netlink()?.set_down(pair.link.b.index)?;
+    let lost = udp::stream(&pair.a, &pair.b, &small)?;
+    assert_eq!((lost.sent, lost.lost), (6, 6), "what is lost makes room");
     Ok(())
 }
 
@@ -265,7 +287,7 @@ fn a_panic_inside_a_node_is_that_of_the_test() -> Result<()> {
 #[test]
 fn eventually_gives_up_with_the_last_error() {
     let mut count = 0;
-    let outcome = eventually(Duration::from_millis(30), || -> Result<()> {
+    let outcome = eventually(Duration::from_millis(300), || -> Result<()> {
         count += 1;
         anyhow::bail!("attempt {count}")
     });

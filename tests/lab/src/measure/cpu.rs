@@ -4,10 +4,17 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::time::{ClockId, clock_gettime};
 
 const PATH: &str = "/proc/stat";
 /// `USER_HZ` is 100 wherever `/proc/stat` is read (include/asm-generic/param.h, Linux 6.18; only alpha differs).
 const TICK_MS: u64 = 10;
+
+/// CPU time of this process, all threads. On a busy machine it takes longer to get, but not more of it.
+pub fn process_cpu_time() -> Duration {
+    let spent = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(spent.tv_sec as u64, spent.tv_nsec as u32)
+}
 
 /// CPU time that the machine has spent on work since it started, summed over cores, in clock ticks of 10 ms.
 ///

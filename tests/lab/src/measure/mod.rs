@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 pub use connect::{Connects, tcp_connects};
-pub use cpu::CpuTime;
+pub use cpu::{CpuTime, process_cpu_time};
 pub use hdrhistogram::Histogram;
 pub use stop::{Stop, Stopped};
 pub use tcp::tcp_throughput;
@@ -38,7 +38,7 @@ pub use tcp_latency::{Latency, REQUEST_LEN, tcp_latency};
 pub use tcp_many::tcp_flows;
 pub use udp::{Blast, Blasted, udp_blast};
 
-use crate::Node;
+use crate::{Node, TIMEOUT};
 
 /// What is measured: the way from one node to an address of another.
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +125,8 @@ impl Throughput {
 }
 
 impl Run<'_> {
-    /// Waits for the warm-up, then reads `count` at both ends of the window, and its first number in between.
+    /// Waits for the warm-up, then reads `count` at both ends of the window, and its first number in between. A window in
+    /// which nothing was counted stays open for a while: on a busy machine it may take longer than that until one end runs.
     fn observe<const N: usize>(&mut self, count: impl Fn() -> [u64; N]) -> Result<Observed<N>> {
         self.stop.sleep(self.window.warm_up)?;
         self.watch.open()?;
@@ -141,6 +142,9 @@ impl Run<'_> {
             let first = count()[0];
             over_time.push(first - last);
             last = first;
+        }
+        while count()[0] == before[0] && started.elapsed() < self.window.length + TIMEOUT {
+            self.stop.sleep(SLICE)?;
         }
         let (after, elapsed, cpu) = (count(), started.elapsed(), CpuTime::now()?.since(cpu));
         self.watch.close()?;

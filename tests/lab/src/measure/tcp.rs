@@ -10,13 +10,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::pattern::Pattern;
 use super::{Path, Run, Throughput, join, unless_over};
+use crate::TIMEOUT;
 
 /// Bytes of one read or write, as iperf3 does by default.
 const CHUNK_LEN: usize = 128 * 1024;
 /// One read in this many is compared in full, the others at their edges.
 const FULL_CHECK_PERIOD: u64 = 16;
 /// How long a connection may take to be made, and a response to come.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_TIMEOUT: Duration = TIMEOUT;
 
 /// One TCP connection, both ends of it.
 #[derive(Debug)]

@@ -47,7 +47,7 @@ impl Latency {
 /// Nagle's delay; beside them, `bulk_flows` TCP connections send as fast as they can the same way.
 ///
 /// # Errors
-/// If a connection fails, a response takes more than 5 s or is wrong, or [`super::Stopped`].
+/// If a connection fails, a response takes more than 20 s or is wrong, or [`super::Stopped`].
 pub fn tcp_latency(path: &Path<'_>, bulk_flows: usize, run: &mut Run<'_>) -> Result<Latency> {
     let connection = Connection::open(path)?;
     for end in [&connection.client, &connection.server] {
@@ -86,13 +86,12 @@ fn measure(stream: &TcpStream, run: &mut Run<'_>) -> Result<Latency> {
     }
     run.watch.open()?;
     let (cpu, started) = (CpuTime::now()?, Instant::now());
-    while started.elapsed() < run.window.length {
+    while started.elapsed() < run.window.length || times.is_empty() {
         run.stop.check()?;
         record(&mut times, requests.ask()?);
     }
     let (elapsed, cpu) = (started.elapsed(), CpuTime::now()?.since(cpu));
     run.watch.close()?;
-    ensure!(!times.is_empty(), "no response within {:?}", run.window.length);
     Ok(Latency { times, elapsed, cpu })
 }
 

@@ -204,17 +204,21 @@ impl Pace {
 
     /// How many of `count` datagrams are due; 0, after a short sleep, if there are fewer than `least`.
     fn due(&mut self, least: usize, count: usize) -> usize {
+        let due = self.due_at(Instant::now(), least, count);
+        if due == 0 {
+            thread::sleep(PACE);
+        }
+        due
+    }
+
+    fn due_at(&mut self, now: Instant, least: usize, count: usize) -> usize {
         let Some(rate) = self.rate else { return count };
-        let mut due = self.since.elapsed().as_secs_f64() * rate - self.sent as f64;
+        let mut due = (now - self.since).as_secs_f64() * rate - self.sent as f64;
         let debt_max = (rate * DEBT_MAX.as_secs_f64()).max(count as f64);
         if due > debt_max {
-            (self.since, self.sent, due) = (Instant::now(), 0, 0.0);
+            (self.since, self.sent, due) = (now, 0, 0.0);
         }
-        if due < least as f64 {
-            thread::sleep(PACE);
-            return 0;
-        }
-        (due as usize).min(count)
+        if due < least as f64 { 0 } else { (due as usize).min(count) }
     }
 
     fn sent(&mut self, count: u64) {
@@ -317,12 +321,12 @@ mod tests {
     #[test]
     fn a_paced_sender_sends_what_is_due_and_does_not_make_up_for_a_long_wait() {
         let mut pace = Pace::new(Some(1e6));
-        thread::sleep(Duration::from_millis(2));
-        assert_eq!(pace.due(1, 64), 64);
+        let soon = pace.since + Duration::from_millis(2);
+        assert_eq!(pace.due_at(soon, 1, 64), 64);
         pace.sent(1_000_000);
-        assert_eq!(pace.due(1, 64), 0);
-        let mut late = Pace { rate: Some(1e6), since: Instant::now() - Duration::from_secs(1), sent: 0 };
-        assert_eq!(late.due(1, 64), 0);
+        assert_eq!(pace.due_at(soon, 1, 64), 0);
+        let mut late = Pace::new(Some(1e6));
+        assert_eq!(late.due_at(late.since + Duration::from_secs(1), 1, 64), 0);
         assert_eq!(Pace::new(None).due(1, 64), 64);
     }
 
