@@ -17,19 +17,24 @@ use weft_lab::{Etcd, EtcdRecord};
 
 const PREFIX: &str = "/weft/network";
 /// For what has to happen.
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(30);
 /// For what must not happen.
 const QUIET: Duration = Duration::from_millis(400);
 
-/// As a daemon would have them, but less patient.
+/// As a daemon would have them, but with a faster heart.
 fn options(etcd: &Etcd) -> EtcdOptions {
     EtcdOptions {
         endpoints: vec![etcd.url()],
         prefix: PREFIX.into(),
-        timeout: Duration::from_secs(2),
+        timeout: weft_lab::TIMEOUT,
         heartbeat: Duration::from_millis(500),
         ..EtcdOptions::default()
     }
+}
+
+/// The same for an etcd that is to be found silent.
+fn impatient(etcd: &Etcd) -> EtcdOptions {
+    EtcdOptions { timeout: Duration::from_secs(2), ..options(etcd) }
 }
 
 fn conf() -> NetConf {

@@ -4,12 +4,7 @@ use crate::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use weft_control::source::etcd::EtcdError;
-
-/// CPU time of this process, all threads.
-fn cpu() -> Duration {
-    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(spent.tv_sec as u64, spent.tv_nsec as u32)
-}
+use weft_lab::measure::process_cpu_time;
 
 #[test]
 fn a_stopped_etcd_is_no_event_costs_nothing_and_is_gone_on_with() {
@@ -17,9 +12,9 @@ fn a_stopped_etcd_is_no_event_costs_nothing_and_is_gone_on_with() {
     put_peer(&etcd, "10.5.1.0-24", "192.0.2.11");
     let (watch, _) = node(&etcd, &options(&etcd));
     etcd.stop().unwrap();
-    let before = cpu();
+    let before = process_cpu_time();
     assert_eq!(next_within(&watch, Duration::from_secs(4)), None);
-    let spent = cpu() - before;
+    let spent = process_cpu_time() - before;
     assert!(spent < Duration::from_millis(400), "{spent:?} of CPU time in 4 s");
     etcd.start_again().unwrap();
     put_peer(&etcd, "10.5.2.0-24", "192.0.2.12");
@@ -31,11 +26,11 @@ fn a_stopped_etcd_is_no_event_costs_nothing_and_is_gone_on_with() {
 fn a_paused_etcd_is_no_event_and_is_gone_on_with() {
     let etcd = Etcd::start().unwrap();
     put_peer(&etcd, "10.5.1.0-24", "192.0.2.11");
-    let (watch, _) = node(&etcd, &options(&etcd));
+    let (watch, _) = node(&etcd, &impatient(&etcd));
     etcd.pause().unwrap();
-    let before = cpu();
+    let before = process_cpu_time();
     assert_eq!(next_within(&watch, Duration::from_secs(6)), None);
-    assert!(cpu() - before < Duration::from_millis(400));
+    assert!(process_cpu_time() - before < Duration::from_millis(400));
     etcd.unpause().unwrap();
     put_peer(&etcd, "10.5.2.0-24", "192.0.2.12");
     assert_added(&watch, "10.5.2.0/24", "192.0.2.12");
@@ -49,7 +44,7 @@ fn a_silent_endpoint_is_left_for_another() {
     for _ in 0..10 {
         first.put("elsewhere", "").unwrap();
     }
-    let options = EtcdOptions { endpoints: vec![first.url(), second.url()], ..options(&first) };
+    let options = EtcdOptions { endpoints: vec![first.url(), second.url()], ..impatient(&first) };
     let (watch, peers) = node(&first, &options);
     assert_eq!(peers, []);
     // The servers are two clusters, which makes it plain who answers: to the watch, etcd began anew.
@@ -79,14 +74,15 @@ fn a_wiped_etcd_removes_nobody_before_nodes_could_write_themselves_again() {
     for index in 1..6 {
         put_peer(&etcd, &format!("10.5.{index}.0-24"), &format!("192.0.2.1{index}"));
     }
-    let (watch, peers) = node(&etcd, &options(&etcd));
+    let heartbeat = Duration::from_secs(2);
+    let (watch, peers) = node(&etcd, &EtcdOptions { heartbeat, ..options(&etcd) });
     assert_eq!(peers.len(), 5);
+    let before = Instant::now();
     etcd.wipe().unwrap();
-    let wiped = Instant::now();
     put_peer(&etcd, "10.5.3.0-24", "192.0.2.13");
     let peers = snapshot(&watch);
     assert_eq!(nets(&peers), ["10.5.3.0/24"]);
-    assert!(wiped.elapsed() > Duration::from_millis(900), "{:?}", wiped.elapsed());
+    assert!(before.elapsed() >= 2 * heartbeat, "{:?}", before.elapsed());
     // Ours was the first to be there again.
     assert_eq!(record(&etcd, "10.5.9.0-24").value, write_value(&attrs("192.0.2.1")));
     put_peer(&etcd, "10.5.4.0-24", "192.0.2.14");
@@ -115,7 +111,8 @@ fn a_lease_that_expired_while_etcd_was_away_is_had_again() {
 fn stopping_interrupts_what_is_waited_for_and_leaves_the_lease() {
     let etcd = Etcd::start().unwrap();
     let woken = Arc::new(AtomicUsize::new(0));
-    let (registry, acquired) = acquire(&options(&etcd), "192.0.2.1", "10.5.9.0/24");
+    let timeout = Duration::from_secs(60);
+    let (registry, acquired) = acquire(&EtcdOptions { timeout, ..options(&etcd) }, "192.0.2.1", "10.5.9.0/24");
     let counter = Arc::clone(&woken);
     let watch = registry.watch(&conf(), acquired, move || {
         counter.fetch_add(1, Ordering::SeqCst);
@@ -126,7 +123,7 @@ fn stopping_interrupts_what_is_waited_for_and_leaves_the_lease() {
     std::thread::sleep(Duration::from_millis(800));
     let started = Instant::now();
     watch.stop();
-    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    assert!(started.elapsed() < timeout / 2, "it waited for an answer: {:?}", started.elapsed());
     etcd.unpause().unwrap();
     assert!(etcd.get(&key("10.5.9.0-24")).unwrap().is_some());
 }

@@ -75,7 +75,7 @@ fn what_changed_while_etcd_forgot_is_noticed_by_the_new_list() {
 fn a_peer_whose_lease_expires_is_removed() {
     let etcd = Etcd::start().unwrap();
     let (watch, _) = node(&etcd, &options(&etcd));
-    let lease = etcd.grant(Duration::from_secs(2)).unwrap();
+    let lease = etcd.grant(Duration::from_secs(5)).unwrap();
     etcd.put_bytes(key("10.5.1.0-24").as_bytes(), write_value(&attrs("192.0.2.11")).as_bytes(), lease).unwrap();
     assert_added(&watch, "10.5.1.0/24", "192.0.2.11");
     assert_eq!(next(&watch), LeaseEvent::Removed(subnets("10.5.1.0/24")));

@@ -3,6 +3,8 @@
 //! Its commands go to etcd's JSON gateway in plain HTTP at a second address, even if clients have to come with TLS.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -14,12 +16,11 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{Node, Process, eventually};
+use crate::{Node, Process, TIMEOUT, eventually};
 
-/// How long a server has until it answers.
-const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long it has for each answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where ports for servers begin and end: below those that the kernel gives to whoever wants any
+/// (`net.ipv4.ip_local_port_range`), so that a server that was stopped finds its own free again.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// Files for TLS between clients and the server, PEM.
 #[derive(Clone, Debug)]
@@ -41,6 +42,9 @@ pub struct Etcd {
     /// Where this structure goes to.
     control: SocketAddr,
     peer: SocketAddr,
+    /// Where clients of its own do not find it.
+    other: SocketAddr,
+    _ports: Reservation,
     tls: Option<EtcdTls>,
     token: Option<String>,
     process: Option<Process>,
@@ -87,18 +91,15 @@ impl Etcd {
 
     fn build(node: Option<Node>, address: IpAddr, tls: Option<EtcdTls>) -> Result<Etcd> {
         let directory = tempfile::Builder::new().prefix("weft-etcd-").tempdir()?;
-        let free = || -> Result<[SocketAddr; 3]> {
-            // All three are held at once, so that they differ.
-            let listeners =
-                [TcpListener::bind((address, 0))?, TcpListener::bind((address, 0))?, TcpListener::bind((address, 0))?];
-            Ok([listeners[0].local_addr()?, listeners[1].local_addr()?, listeners[2].local_addr()?])
-        };
         let ports = match &node {
-            Some(node) => node.run(free),
-            None => free(),
+            Some(node) => node.run(|| Reservation::new(address)),
+            None => Reservation::new(address),
         };
-        let [address, control, peer] = ports.context("finding ports for etcd")?;
-        let mut etcd = Etcd { node, address, control, peer, tls, token: None, process: None, directory };
+        let ports = ports.context("finding ports for etcd")?;
+        let [address, control, peer, other] = ports.addresses;
+        let token = None;
+        let mut etcd =
+            Etcd { node, address, control, peer, other, _ports: ports, tls, token, process: None, directory };
         etcd.start_again()?;
         Ok(etcd)
     }
@@ -122,7 +123,7 @@ impl Etcd {
         if let Some(mut process) = self.process.take() {
             process.quiet();
             process.signal(Signal::KILL)?;
-            process.wait(START_TIMEOUT)?;
+            process.wait(TIMEOUT)?;
         }
         Ok(())
     }
@@ -157,7 +158,7 @@ impl Etcd {
         };
         let mut process = started.context("starting etcd; install the package etcd-server")?;
         process.quiet();
-        let answers = eventually(START_TIMEOUT, || {
+        let answers = eventually(TIMEOUT, || {
             if let Some(status) = process.try_wait()? {
                 // Waiting longer does not help; the outer error has the log.
                 return Ok(Err(status));
@@ -179,12 +180,7 @@ impl Etcd {
     /// # Errors
     /// As [`Etcd::start`], and those of `work`.
     pub fn with_other_client_address(&mut self, work: impl FnOnce(&Etcd) -> Result<()>) -> Result<()> {
-        let bind = || -> Result<SocketAddr> { Ok(TcpListener::bind((self.address.ip(), 0))?.local_addr()?) };
-        let other = match &self.node {
-            Some(node) => node.run(bind),
-            None => bind(),
-        };
-        let address = std::mem::replace(&mut self.address, other?);
+        let address = std::mem::replace(&mut self.address, self.other);
         let done = self.start_again().and_then(|()| work(self)).and_then(|()| self.stop());
         self.address = address;
         done
@@ -285,6 +281,21 @@ impl Etcd {
         number(&self.ask("kv/range", &json!({"key": encode("weft")}))?["header"], "revision")
     }
 
+    /// How many times clients have read keys.
+    ///
+    /// # Errors
+    /// If etcd does not answer, or counts no such thing.
+    pub fn range_count(&self) -> Result<u64> {
+        const NAME: &str = "etcd_mvcc_range_total ";
+        let text = self.http(|agent| {
+            let mut response = agent.get(format!("http://{}/metrics", self.control)).call()?;
+            Ok(response.body_mut().read_to_string()?)
+        })?;
+        let count =
+            text.lines().find_map(|line| line.strip_prefix(NAME)).with_context(|| format!("etcd has no {NAME}"))?;
+        Ok(count.parse::<f64>()? as u64)
+    }
+
     /// Forgets everything before the present revision.
     ///
     /// # Errors
@@ -345,7 +356,7 @@ impl Etcd {
     }
 
     fn http<T: Send>(&self, work: impl FnOnce(&ureq::Agent) -> Result<T> + Send) -> Result<T> {
-        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(ANSWER_TIMEOUT));
+        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(TIMEOUT));
         let agent = config.proxy(None).build().new_agent();
         match &self.node {
             Some(node) => node.run(|| work(&agent)),
@@ -379,6 +390,28 @@ impl Etcd {
                 Ok(EtcdRecord { key, value, lease, mod_revision: number(kv, "mod_revision")? })
             })
             .collect()
+    }
+}
+
+/// Four addresses for a server, whose ports no other test takes. What holds them is the name of a socket, which, like the
+/// ports, belongs to the network namespace, and goes with this process.
+#[derive(Debug)]
+struct Reservation {
+    addresses: [SocketAddr; 4],
+    _name: UnixListener,
+}
+
+impl Reservation {
+    fn new(address: IpAddr) -> Result<Self> {
+        for first in PORTS.step_by(4) {
+            let name = UnixAddress::from_abstract_name(format!("weft-lab-etcd-{first}"))?;
+            let Ok(name) = UnixListener::bind_addr(&name) else { continue };
+            let addresses = [0, 1, 2, 3].map(|index| SocketAddr::new(address, first + index));
+            if addresses.iter().all(|address| TcpListener::bind(address).is_ok()) {
+                return Ok(Self { addresses, _name: name });
+            }
+        }
+        bail!("every port from {} to {} is taken", PORTS.start, PORTS.end)
     }
 }
 
