@@ -193,7 +193,7 @@ impl Bench {
         let caps = UdpCaps { gso: true, gro: true };
         let socket = underlay::open("127.0.0.1:0".parse().unwrap(), 1, caps).unwrap().pop().unwrap();
         let peer = StdUdpSocket::bind("127.0.0.1:0").unwrap();
-        peer.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::DIRECT | rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let view = Arc::new(WorkerView::default());
         let on = &view.offloads;
