@@ -8,7 +8,6 @@
 //! ```
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
@@ -146,17 +145,38 @@ impl Half {
         Packet::udp(from, to, (7, 9), &number.to_be_bytes()).build()
     }
 
-    /// Waits until nothing has changed in the counters for a moment: what is under way has arrived.
-    pub fn settle(&self) -> Result<()> {
-        let counted = || -> Result<Vec<u64>> {
-            let stats = self.host.stats()?.report.totals;
-            let moving = stats.counters.iter().filter(|c| !["turns", "sleeps", "syscalls"].contains(&c.name.as_str()));
-            Ok(moving.map(|counter| counter.value).chain(stats.drops.iter().map(|drop| drop.packets)).collect())
-        };
+    /// Sends packets from the host, few at a time: weftd has read them before the next come. The TUN has room for 500, and a
+    /// busy machine may keep weftd from reading.
+    pub fn flood(&self, packets: impl IntoIterator<Item = Vec<u8>>) -> Result<()> {
+        const BURST_LEN: usize = 200;
+        let read = || -> Result<u64> { Ok(self.host.stats()?.counter("tun_read_packets")) };
+        let mut packets = packets.into_iter().peekable();
+        let mut expected = read()?;
+        while packets.peek().is_some() {
+            for packet in packets.by_ref().take(BURST_LEN) {
+                self.injector.send(&packet)?;
+                expected += 1;
+            }
+            eventually(TIMEOUT, || {
+                let read = read()?;
+                ensure!(read >= expected, "{read} packets read from the TUN, {expected} were sent");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Packets that weftd has dropped.
+    pub fn dropped(&self) -> Result<u64> {
+        Ok(self.host.stats()?.drops().values().sum())
+    }
+
+    /// Waits until weftd has dropped so many packets.
+    pub fn has_dropped(&self, count: u64) -> Result<()> {
         eventually(TIMEOUT, || {
-            let before = counted()?;
-            std::thread::sleep(Duration::from_millis(30));
-            ensure!(counted()? == before, "the counters still move");
+            let drops = self.host.stats()?.drops();
+            let dropped: u64 = drops.values().sum();
+            ensure!(dropped >= count, "{dropped} packets dropped and not {count}: {drops:?}");
             Ok(())
         })
     }

@@ -11,7 +11,7 @@ use crate::support::{Family, PORT, TIMEOUT};
 /// that has to leave at once because it is fragmented.
 pub fn fill_send_buffer(half: &Half) -> Result<u64> {
     const FRAGMENT_COUNT: u64 = 2;
-    const BURST: u64 = 50;
+    const BURST_LEN: usize = 50;
     // What weftd asks for, as the kernel doubles it (socket(7)).
     const SEND_BUFFER_LEN: u64 = 2 * (8 << 20);
     let node = &half.host.node;
@@ -24,19 +24,11 @@ pub fn fill_send_buffer(half: &Half) -> Result<u64> {
     let busy = || -> Result<u64> { Ok(half.host.stats()?.drops().get("encap underlay_busy").copied().unwrap_or(0)) };
     let before = busy()?;
     // The first is refused as a batch and teaches the path MTU.
-    half.injector.send(&oversized)?;
-    half.settle()?;
+    half.flood([oversized.clone()])?;
     ensure!(busy()? == before, "dropped before the buffer was full");
     // Few at a time: once the buffer is full, the worker holds no more than these and goes on reading.
     for _ in 0..1000 {
-        let read = half.host.stats()?.counter("tun_read_packets");
-        for _ in 0..BURST {
-            half.injector.send(&fits)?;
-        }
-        eventually(TIMEOUT, || {
-            ensure!(half.host.stats()?.counter("tun_read_packets") >= read + BURST, "the worker does not read");
-            Ok(())
-        })?;
+        half.flood(std::iter::repeat_n(fits.clone(), BURST_LEN))?;
         if send_queue_len(half)? >= SEND_BUFFER_LEN {
             break;
         }

@@ -238,8 +238,9 @@ pub const CASES: &[(DropReason, &str, Provocation)] = &[
             half.install(&[("10.9.4.0/24", ip("203.0.113.1"))])?;
             let route = Route::unreachable("203.0.113.0/24".parse::<ipnet::IpNet>()?);
             half.host.node.netlink()?.add_route(&route)?;
+            let before = half.dropped()?;
             half.injector.send(&good(here(Family::V4), ip("10.9.4.1")).build())?;
-            half.settle()?;
+            half.has_dropped(before + 1)?;
             half.host.node.netlink()?.delete_route(&route)?;
             Ok(1)
         }),
@@ -286,8 +287,9 @@ pub const CASES: &[(DropReason, &str, Provocation)] = &[
         Situation(Direction::Decap, |half| {
             let index = half.host.node.link(TUN)?.index;
             half.host.node.netlink()?.set_down(index)?;
+            let before = half.dropped()?;
             half.send_as_peer(&good(there(Family::V4), here(Family::V4)).build())?;
-            half.settle()?;
+            half.has_dropped(before + 1)?;
             half.host.node.netlink()?.set_up(index)?;
             half.host.node.wait_running(TUN)?;
             Ok(1)
