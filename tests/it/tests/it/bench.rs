@@ -7,10 +7,9 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
 
 use weft_bench::result::{Mode, Report};
-use weft_lab::{require_root, weft_bench_binary};
+use weft_lab::{Process, TIMEOUT, eventually, require_root, weft_bench_binary};
 
 fn weft_bench(arguments: &[&str]) -> Command {
     let mut command = Command::new(weft_bench_binary().unwrap());
@@ -112,8 +111,11 @@ fn an_external_program_is_told_everything_and_may_leave_the_tunnel_to_the_kernel
     }
     let directory = tempfile::tempdir().unwrap();
     let told = directory.path().join("told");
-    // A program that makes no tunnel: it writes down what it is told, and fails.
-    let program = format!("external:told=env | grep ^WEFT_BENCH_ >> {}; exit 1", told.display());
+    // A program that makes no tunnel: it writes down what it is told, and fails as soon as both have.
+    let program = format!(
+        "external:told=env | grep ^WEFT_BENCH_ >> {0}; until [ $(grep -c ROLE {0}) = 2 ]; do sleep 0.05; done; exit 1",
+        told.display()
+    );
     let arguments =
         ["--subjects", "host-gw", "--subject", &program, "--modes", "wire", "--rounds", "1", "--workloads", "rr"];
     run(&arguments, &directory.path().join("result.json"));
@@ -143,14 +145,16 @@ fn a_signal_ends_a_run_and_what_was_measured_is_written() {
     let json = directory.path().join("result.json");
     let mut command =
         weft_bench(&["run", "--force", "--subjects", "weft,host-gw", "--workloads", "tcp1", "--seconds", "60"]);
-    let mut child = command.arg("--json").arg(&json).spawn().unwrap();
-    std::thread::sleep(Duration::from_secs(2));
-    let asked = Instant::now();
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    let status = child.wait().unwrap();
-    assert_eq!(status.code(), Some(1));
-    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    command.arg("--json").arg(&json);
+    let mut bench = Process::here(command).unwrap();
+    eventually(TIMEOUT, || match bench.log().contains("round 1 of ") {
+        true => Ok(()),
+        false => anyhow::bail!("it does not measure yet"),
+    })
+    .unwrap();
+    bench.signal(rustix::process::Signal::INT).unwrap();
+    assert_eq!(bench.wait(TIMEOUT).unwrap().code(), Some(1));
     let report = Report::from_json(&std::fs::read_to_string(&json).unwrap()).unwrap();
     assert!(report.interrupted && !report.ok, "{:?}", report.failures);
+    assert!(report.samples.is_empty(), "it went on to the end of a measurement");
 }

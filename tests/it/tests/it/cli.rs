@@ -20,9 +20,9 @@ use rustix::process::Signal;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::Value;
 use weft_lab::topology::Pair;
-use weft_lab::{Lab, Link, eventually, weft_binary};
+use weft_lab::{Lab, Link, TIMEOUT, eventually, weft_binary};
 
-use crate::weft::{Said, TIMEOUT, Weft};
+use crate::weft::{Said, Weft};
 
 /// The user and group that own nothing.
 const NOBODY: u32 = 65_534;
@@ -388,7 +388,7 @@ fn interrupting_up_leaves_nothing() -> Result<()> {
             Ok(())
         })?;
         up.signal(signal)?;
-        let status = up.wait(TIMEOUT * 2)?;
+        let status = up.wait(TIMEOUT)?;
         ensure!(status.code() == Some(1) && up.log().contains("interrupted"), "{status}: {}", up.log());
         host.is_as(&before)?;
     }

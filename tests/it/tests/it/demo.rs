@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -102,10 +102,9 @@ fn interrupted_when(signal: Signal, condition: impl Fn(&Demo) -> Result<Vec<u32>
     let demo = Demo::start()?;
     let pids = eventually(TIMEOUT, || condition(&demo))?;
     kill_process(demo.pid(), signal)?;
-    let sent = Instant::now();
     let (object, code, _) = demo.end()?;
-    // weftd may take a few seconds to drain on a busy machine; the rest of a whole demo takes longer.
-    ensure!(sent.elapsed() < Duration::from_secs(20), "it took {:?} to stop", sent.elapsed());
+    // It did not go on to its end before it stopped.
+    ensure!(object["measurements"].as_array().is_some_and(Vec::is_empty), "{object:#}");
     ensure!(object["ok"] == false && object["interrupted"] == true, "{object:#}");
     ensure!(code == Some(1), "{code:?}");
     match pids.into_iter().find(|pid| exists(*pid)) {

@@ -12,21 +12,19 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use weft_client::Client;
 use weft_lab::{Node, Ping, eventually, ping, tcp};
 
-use crate::support::{Family, Host, TIMEOUT, TUN, Tunnel};
+use crate::support::{Family, Host, Stats, TIMEOUT, TUN, Tunnel};
 
-/// How long a daemon may take to finish what it read and close its control socket.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long its end may take in all. The kernel takes the TUN apart meanwhile, under a lock (RTNL) and with grace periods
-/// (RCU) that all namespaces of the machine share.
-const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the traffic goes; no one listens.
 const DISCARD_PORT: u16 = 9;
 /// How often a daemon is ended: it is chance what it has in hand.
 const ROUND_COUNT: usize = 4;
 /// Datagrams of a burst.
-const BURST_LEN: usize = 64;
+const BURST_LEN: u64 = 64;
+/// Datagrams that may be under way to a daemon, so that none is lost at its socket.
+const WINDOW: u64 = 2000;
 /// Packets that have passed each way when a daemon is told to end.
 const PACKETS_BEFORE: u64 = 500;
 
@@ -88,7 +86,7 @@ fn a_second_sigterm_ends_the_wait_for_the_first() -> Result<()> {
     process.signal(Signal::TERM)?;
     // Not reaped yet, it can be signalled whether it still runs or not.
     process.signal(Signal::TERM)?;
-    let status = process.wait(END_TIMEOUT)?;
+    let status = process.wait(TIMEOUT)?;
     // 0: its workers had ended by then. 1: they had not.
     assert!(matches!(status.code(), Some(0 | 1)), "{status}");
     assert!(!tunnel.a.weftd.socket().exists(), "the control socket is there");
@@ -106,7 +104,7 @@ fn a_killed_daemon_is_followed_at_once_by_another() -> Result<()> {
         for _ in 0..3 {
             under_traffic(&mut tunnel, |process| {
                 process.signal(Signal::KILL)?;
-                process.wait(END_TIMEOUT)
+                process.wait(TIMEOUT)
             })?;
             // On the same TUN, port and socket, whose file is still there.
             assert!(tunnel.a.weftd.socket().exists());
@@ -121,7 +119,7 @@ fn a_killed_daemon_is_followed_at_once_by_another() -> Result<()> {
         }
         let socket = tunnel.a.weftd.socket().to_owned();
         tunnel.a.weftd.process().signal(Signal::KILL)?;
-        tunnel.a.weftd.process().wait(END_TIMEOUT)?;
+        tunnel.a.weftd.process().wait(TIMEOUT)?;
         tun_goes(&tunnel.a.node)?;
         assert!(socket.exists(), "who removed the socket of a killed daemon?");
     }
@@ -149,11 +147,11 @@ fn end_under_traffic(tunnel: &mut Tunnel) -> Result<()> {
     let socket = tunnel.a.weftd.socket().to_owned();
     let status = under_traffic(tunnel, |process| {
         process.signal(Signal::TERM)?;
-        eventually(DRAIN_TIMEOUT, || {
+        eventually(TIMEOUT, || {
             ensure!(!socket.exists(), "the control socket is there; the log of the daemon:\n{}", process.log());
             Ok(())
         })?;
-        process.wait(END_TIMEOUT)
+        process.wait(TIMEOUT)
     })?;
     ensure!(status.success(), "{status}; its output:\n{}", tunnel.a.weftd.log());
     Ok(())
@@ -163,11 +161,12 @@ fn under_traffic<T>(tunnel: &mut Tunnel, act: impl FnOnce(&mut weft_lab::Process
     let stop = AtomicBool::new(false);
     let (a, b) = (tunnel.a.node.clone(), tunnel.b.node.clone());
     let (a_address, b_address) = (tunnel.a.overlay(Family::V4), tunnel.b.overlay(Family::V4));
+    let (a_client, b_client) = (tunnel.a.weftd.client()?, tunnel.b.weftd.client()?);
     thread::scope(|scope| {
         let stop = &stop;
         let senders = [
-            scope.spawn(move || send_until(&a, b_address, stop)),
-            scope.spawn(move || send_until(&b, a_address, stop)),
+            scope.spawn(move || send_until(&a, b_address, b_client, stop)),
+            scope.spawn(move || send_until(&b, a_address, a_client, stop)),
         ];
         let outcome = passing(&tunnel.a).and_then(|()| act(tunnel.a.weftd.process()));
         stop.store(true, Ordering::Release);
@@ -189,13 +188,20 @@ fn passing(host: &Host) -> Result<()> {
     })
 }
 
-/// Sends datagrams that no one waits for.
-fn send_until(from: &Node, to: IpAddr, stop: &AtomicBool) -> Result<()> {
+/// Sends datagrams that no one waits for but the daemon that takes them out of the tunnel, as far as it keeps up.
+fn send_until(from: &Node, to: IpAddr, mut taker: Client, stop: &AtomicBool) -> Result<()> {
     let socket = from.run(|| UdpSocket::bind("0.0.0.0:0"))?;
+    // A daemon that has ended takes everything and loses it.
+    let mut taken =
+        || taker.stats().map_or(u64::MAX / 2, |report| Stats { report, peers: Vec::new() }.accepted().packets);
+    let (mut sent, before) = (0, taken());
     while !stop.load(Ordering::Acquire) {
-        for _ in 0..BURST_LEN {
-            // Fails when the TUN is gone.
-            let _ = socket.send_to(&[0; 200], (to, DISCARD_PORT));
+        if sent < taken().saturating_sub(before) + WINDOW {
+            sent += BURST_LEN;
+            for _ in 0..BURST_LEN {
+                // Fails when the TUN is gone.
+                let _ = socket.send_to(&[0; 200], (to, DISCARD_PORT));
+            }
         }
         thread::sleep(Duration::from_micros(100));
     }

@@ -141,7 +141,8 @@ impl Batches {
         let sum = || Ok::<_, anyhow::Error>([Self::count(&tunnel.a.stats()?), Self::count(&tunnel.b.stats()?)]);
         let before = sum()?;
         traffic()?;
-        // The last acknowledgements may be under way.
+        // What counts is what is left when nothing is under way.
+        tunnel.balanced()?;
         let mut after = sum()?;
         eventually(TIMEOUT, || {
             let last = std::mem::replace(&mut after, sum()?);

@@ -108,7 +108,7 @@ fn changes_under_traffic(cluster: &Cluster, mut change: impl FnMut(usize) -> Res
     let sockets = [flow.listen(&b.node)?, flow.listen(&c.node)?];
     let (expected, arrived) = thread::scope(|scope| {
         let flow = &flow;
-        let steady = scope.spawn(|| stream_to(a, b));
+        let steady = scope.spawn(|| udp::stream(&a.node, &b.node, &steady(b))?.perfect());
         let sender = scope.spawn(|| flow.send(&a.node));
         let receivers = sockets.map(|socket| scope.spawn(move || flow.receive(&socket)));
         let mut changed = || {
@@ -122,6 +122,9 @@ fn changes_under_traffic(cluster: &Cluster, mut change: impl FnMut(usize) -> Res
         let outcome = changed();
         flow.stop.store(true, SeqCst);
         let expected = sender.join().expect("the sending thread does not panic");
+        // What does not arrive is missed below.
+        let _ = flow.arrived(flow.sent.load(SeqCst));
+        flow.over.store(true, SeqCst);
         let arrived = receivers.map(|receiver| receiver.join().expect("a receiving thread does not panic"));
         steady.join().expect("the streaming thread does not panic").context("the flow whose route stays")?;
         outcome?;
@@ -133,10 +136,9 @@ fn changes_under_traffic(cluster: &Cluster, mut change: impl FnMut(usize) -> Res
     Ok(())
 }
 
-fn stream_to(from: &Host, to: &Host) -> Result<()> {
-    let stream = udp::Stream::new(to.overlay(Family::V4), 10_000, 500);
-    udp::stream(&from.node, &to.node, &udp::Stream { interval: Duration::from_micros(200), ..stream })?.perfect()?;
-    Ok(())
+/// A flow to a host by a route that stays.
+fn steady(to: &Host) -> udp::Stream {
+    udp::Stream { interval: Duration::from_micros(200), ..udp::Stream::new(to.overlay(Family::V4), 10_000, 500) }
 }
 
 /// Numbered datagrams to the shared address, and what their sender knows of the table in force.
@@ -146,7 +148,10 @@ struct Flow {
     epoch: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
+    /// Nothing more is sent.
     stop: AtomicBool,
+    /// Nothing more arrives.
+    over: AtomicBool,
 }
 
 impl Flow {
@@ -196,13 +201,13 @@ impl Flow {
         let mut numbers = Vec::new();
         let mut buffer = [0; 8];
         loop {
-            let stopped = self.stop.load(SeqCst);
+            let is_over = self.over.load(SeqCst);
             match socket.recv(&mut buffer) {
                 Ok(_) => {
                     numbers.push(u64::from_be_bytes(buffer));
                     self.received.fetch_add(1, SeqCst);
                 }
-                Err(_) if stopped => return numbers,
+                Err(_) if is_over => return numbers,
                 Err(_) => {}
             }
         }
@@ -305,8 +310,7 @@ fn a_killed_client_leaves_the_old_table_or_the_new_one() -> Result<()> {
     let mut client = a.weftd.client()?;
     let mut last = client.swap(&tables[0], None)?;
 
-    thread::scope(|scope| {
-        let steady = scope.spawn(|| stream_to(a, b));
+    let (arrived, ()) = udp::during(&a.node, &b.node, &steady(b), || {
         for number in 1..=8u64 {
             let mut process = spawn_weft(a, &["route", "replace", &files[number as usize % 2]])?;
             // At any point of its life: there is nothing to wait for.
@@ -319,8 +323,9 @@ fn a_killed_client_leaves_the_old_table_or_the_new_one() -> Result<()> {
             ensure!((last.generation..=last.generation + 1).contains(&status.generation), "{status:?} after {last:?}");
             last = Installed { generation: status.generation, digest: status.digest, ..last };
         }
-        steady.join().expect("the streaming thread does not panic").context("the flow whose route stays")
+        Ok(())
     })?;
+    arrived.perfect().context("the flow whose route stays")?;
     let table = client.routes()?;
     ensure!(digests.contains(&table.set.digest()), "{:?}", table.installed);
     client.swap(&tables[0], Some(table.installed.generation))?;
@@ -360,7 +365,7 @@ impl Ended {
 
 fn weft(host: &Host, arguments: &[&str]) -> Result<Ended> {
     let mut process = spawn_weft(host, arguments)?;
-    let status = process.wait(Duration::from_secs(20))?;
+    let status = process.wait(TIMEOUT)?;
     Ok(Ended { code: status.code().context("weft was killed")?, output: process.log() })
 }
 

@@ -13,10 +13,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
+pub use weft_lab::TIMEOUT;
 use weft_lab::topology::{Pair, Switched};
 use weft_lab::{Lab, Link, Mode, Node, Weftd, WeftdOptions, eventually};
 use weft_proto::{Installed, PeerReport, PeerSpec, RouteSet, RouteSpec, StatsReport, StatusReport};
@@ -28,9 +28,6 @@ pub const PORT: u16 = 8285;
 /// Packets that may wait in the TUN for weftd. The kernel's default of 500 is 12 ms of a stream here: less than a busy
 /// machine may keep a thread waiting, and the tests are about what weftd loses.
 const TUN_QUEUE_LEN: u32 = 20_000;
-/// How long a condition may take to come true.
-pub const TIMEOUT: Duration = Duration::from_secs(5);
-
 /// IPv4 or IPv6, inside or outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {

@@ -16,11 +16,11 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use weft_control::link::SAFETY_METRIC;
 use weft_lab::topology::Pair;
-use weft_lab::{Capture, Lab, Link, Ping, PingOutcome, eventually, ping, tcp, weft_binary};
+use weft_lab::{Capture, Lab, Link, Ping, PingOutcome, TIMEOUT, eventually, ping, tcp, weft_binary};
 use weft_netlink::{Route, RouteFilter, RouteKind};
 
 use crate::support::net;
-use crate::weft::{TIMEOUT, Weft};
+use crate::weft::Weft;
 
 /// Bytes of a TCP transfer.
 const TRANSFER_LEN: u64 = 1 << 20;
@@ -105,7 +105,7 @@ fn a_tunnel_over_ipv6_carries_both_families() -> Result<()> {
     hosts.a.ok(&["up".as_ref(), file.as_os_str()])?.prints(&["MTU 1452", "via [2001:db8::2]:8285"])?;
     hosts.b.ok(&["up", "six.toml"])?;
     for address in ["10.99.0.2", "fd99::2"] {
-        eventually(TIMEOUT, || hosts.pings(address))?;
+        eventually(TIMEOUT, || ping(&hosts.a.node, &Ping::quick(address.parse()?))?.reply()).context(address)?;
         tcp::transfer(&hosts.a.node, &hosts.b.node, address.parse()?, TRANSFER_LEN)?;
     }
     let mut netlink = hosts.a.node.netlink()?;

@@ -3,21 +3,17 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use weft_client::Client;
 use weft_control::state::{self, State};
-use weft_lab::udp::{Arrived, Stream};
-use weft_lab::{Lab, Node, Process, eventually, udp, weft_binary, weftd_binary};
+use weft_lab::{Lab, Node, Process, TIMEOUT, eventually, weft_binary, weftd_binary};
 use weft_netlink::RouteFilter;
-
-/// How long a condition may take to come true.
-pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A host on which `weft` is run. Dropping it ends every process that is left on the node: `weft` starts weftd so that it
 /// outlives its parents, a failing test among them.
@@ -27,6 +23,8 @@ pub struct Weft {
     pub node: Node,
     /// Holds tunnel files, and `run`.
     directory: PathBuf,
+    /// Does what dropping this does, should the test be killed.
+    executor: Child,
 }
 
 impl Weft {
@@ -35,7 +33,7 @@ impl Weft {
         let directory = lab.directory().join(node.name());
         fs::create_dir(&directory)?;
         fs::set_permissions(lab.directory(), fs::Permissions::from_mode(0o755))?;
-        Ok(Self { node: node.clone(), directory })
+        Ok(Self { node: node.clone(), directory, executor: executor(node.inode()?)? })
     }
 
     /// A path in its directory.
@@ -104,7 +102,7 @@ impl Weft {
     /// Starts `weft run --config FILE` and waits until the tunnel `name` is up.
     pub fn follow(&self, file: &Path, name: &str) -> Result<Process> {
         let mut process = self.spawn(&["run".as_ref(), "--config".as_ref(), file.as_os_str()])?;
-        eventually(TIMEOUT * 2, || {
+        eventually(TIMEOUT, || {
             ensure!(process.try_wait()?.is_none(), "`weft run` has ended:\n{}", process.log());
             let log = process.log();
             ensure!(log.contains("started weftd") || log.contains("adopting weftd"), "not up yet:\n{log}");
@@ -200,8 +198,22 @@ impl Weft {
     }
 }
 
+/// Starts a shell, out of reach of what ends this test, that waits for the end of this process and then kills whatever is
+/// in a network namespace.
+fn executor(namespace: u64) -> Result<Child> {
+    let script = format!(
+        "read _; for pid in /proc/[0-9]*; do [ \"$(readlink $pid/ns/net)\" = 'net:[{namespace}]' ] && \
+         kill -9 ${{pid#/proc/}}; done"
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    shell.spawn().context("starting a shell")
+}
+
 impl Drop for Weft {
     fn drop(&mut self) {
+        // Fails only if somebody else ended it.
+        let _ = self.executor.kill().and_then(|()| self.executor.wait());
         for pid in self.processes().unwrap_or_default() {
             // Fails only if it is gone.
             let _ = kill(pid);
@@ -262,21 +274,4 @@ impl std::fmt::Display for Said {
 pub fn kill(pid: u32) -> Result<()> {
     let pid = Pid::from_raw(pid.try_into()?).context("a process id")?;
     kill_process(pid, Signal::KILL).with_context(|| format!("killing process {pid:?}"))
-}
-
-/// Does `work` while a stream runs from one node to another, and checks that the stream outlasted it.
-pub fn during<T>(from: &Node, to: &Node, stream: &Stream, work: impl FnOnce() -> Result<T>) -> Result<(Arrived, T)> {
-    std::thread::scope(|scope| {
-        let streaming = scope.spawn(|| {
-            let arrived = udp::stream(from, to, stream)?;
-            anyhow::Ok((arrived, Instant::now()))
-        });
-        // The first datagrams are under way before anything happens.
-        std::thread::sleep(stream.interval * 50);
-        let done = work().map(|value| (value, Instant::now()));
-        let streamed = streaming.join().expect("the stream does not panic");
-        let ((value, worked), (arrived, streamed)) = (done?, streamed?);
-        ensure!(worked < streamed, "the stream was over {:?} before the work", worked - streamed);
-        Ok((arrived, value))
-    })
 }

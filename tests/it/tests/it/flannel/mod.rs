@@ -8,7 +8,6 @@ pub mod double;
 mod vectors;
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use weft_lab::topology::{Pair, Pod};
@@ -103,7 +102,7 @@ fn ping_shows_the_ttl_of_stock_flannel_between_nodes_and_pods() -> Result<()> {
             matches!(outcome, PingOutcome::IcmpError { kind: 11, from, .. } if from == mixed.here()),
             "{outcome:?}"
         );
-        let silent = Ping { ttl: 3, timeout: Duration::from_millis(200), ..Ping::to("10.9.2.2".parse()?) };
+        let silent = Ping { ttl: 3, ..Ping::quick("10.9.2.2".parse()?) };
         assert_eq!(ping(&first.node, &silent)?, PingOutcome::Timeout);
     }
     Ok(())
@@ -123,8 +122,7 @@ fn tcp_and_udp_arrive_whole_both_ways_in_datagrams_of_one_packet_each() -> Resul
                 udp::echo(from, to, address, count, payload_len)?;
             }
         }
-        let interval = Duration::from_millis(10);
-        let segmented = udp::Stream { segments: 8, interval, ..udp::Stream::new(there(), 160, 1444) };
+        let segmented = udp::Stream { segments: 8, window: 32, ..udp::Stream::new(there(), 160, 1444) };
         udp::stream(a, b, &segmented)?.perfect()?;
 
         let frames = sent.stop();

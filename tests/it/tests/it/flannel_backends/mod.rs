@@ -16,7 +16,6 @@ mod vxlan;
 mod vxlan_peers;
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
@@ -120,16 +119,16 @@ impl<B: Backend + Send> Member<B> {
     /// (`addrconf_dad_work`).
     fn reaches(&self, other: u8, family: Family) -> Result<()> {
         let to = family.overlay(other);
-        let request = Ping { timeout: Duration::from_millis(500), ..Ping::to(to) };
         eventually(TIMEOUT, || {
-            ping(&self.node, &request)?.reply().with_context(|| format!("from {} to {to}", self.node.name()))?;
+            ping(&self.node, &Ping::quick(to))?
+                .reply()
+                .with_context(|| format!("from {} to {to}", self.node.name()))?;
             Ok(())
         })
     }
 
     fn does_not_reach(&self, other: u8) -> Result<()> {
-        let wait = Ping { timeout: Duration::from_millis(300), ..Ping::to(Family::V4.overlay(other)) };
-        let outcome = ping(&self.node, &wait)?;
+        let outcome = ping(&self.node, &Ping::quick(Family::V4.overlay(other)))?;
         ensure!(!matches!(outcome, PingOutcome::Reply { .. }), "{outcome:?}");
         Ok(())
     }

@@ -29,7 +29,7 @@ fn another_joins(cluster: &Cluster, pods: &[Pod]) -> Result<(Daemon, Pod)> {
     third.joined()?;
     let pod = cluster.pod(3, &third)?;
     for other in pods {
-        eventually(TIMEOUT * 3, || ping(&other.node, &quick(third.pod()?.into()))?.reply())?;
+        eventually(TIMEOUT, || ping(&other.node, &Ping::quick(third.pod()?.into()))?.reply())?;
     }
     Ok((third, pod))
 }
@@ -56,7 +56,7 @@ fn etcd_stopped_paused_and_compacted_is_not_noticed_by_traffic() -> Result<()> {
         etcd.stop()?;
         etcd.start_again()
     };
-    lossless(&pods, addresses, 14, work)?;
+    lossless(&pods, addresses, work)?;
     for (daemon, before) in daemons.iter().zip(tables) {
         assert_eq!(count(&daemon.process.log()), before, "{}", daemon.process.log());
     }
@@ -71,7 +71,7 @@ fn a_wiped_etcd_gets_its_records_back_and_nothing_is_lost() -> Result<()> {
     let etcd = std::cell::RefCell::new(&mut cluster.etcd);
     let keys = [daemons[0].key()?, daemons[1].key()?];
     let others: Vec<&Weft> = cluster.hosts.iter().collect();
-    lossless(&pods, addresses, 50, || {
+    lossless(&pods, addresses, || {
         let mut etcd = etcd.borrow_mut();
         etcd.wipe()?;
         etcd.put(&format!("{PREFIX}/config"), CONFIG)?;
@@ -82,7 +82,7 @@ fn a_wiped_etcd_gets_its_records_back_and_nothing_is_lost() -> Result<()> {
         let mut third = Daemon::start(others[2], &etcd.url(), "subnet.env", &[])?;
         third.joined()?;
         for host in &others[..2] {
-            eventually(Duration::from_secs(45), || {
+            eventually(Duration::from_secs(90), || {
                 let answer = host.client("flannel")?.get(third.pod()?.into())?;
                 answer.route.with_context(|| format!("{} has no route to the third", host.node.name()))
             })?;
@@ -96,7 +96,7 @@ fn deleted_and_expired_leases_are_had_again_and_nothing_is_lost() -> Result<()> 
     let Some((cluster, daemons, pods)) = joined()? else { return Ok(()) };
     let etcd = &cluster.etcd;
     let back = |key: &str| eventually(TIMEOUT, || etcd.get(key)?.with_context(|| format!("no {key}")));
-    lossless(&pods, addresses(&daemons)?, 10, || {
+    lossless(&pods, addresses(&daemons)?, || {
         for daemon in &daemons {
             let key = daemon.key()?;
             etcd.delete(&key)?;
@@ -173,7 +173,7 @@ fn bad_records_concern_themselves_alone() -> Result<()> {
     ];
     ensure!(keys.len() + values.len() >= 40);
     let etcd = &cluster.etcd;
-    lossless(&pods, addresses(&daemons)?, 10, || {
+    lossless(&pods, addresses(&daemons)?, || {
         for key in keys {
             etcd.put(&format!("{PREFIX}/subnets/{key}"), good)?;
         }
@@ -213,7 +213,7 @@ fn a_user_who_may_only_read_gets_no_lease_and_harms_nobody() -> Result<()> {
         daemon.joined()?;
     }
     let pods = cluster.pods(&daemons)?;
-    let mut reader = lossless(&pods, addresses(&daemons)?, 4, || {
+    let mut reader = lossless(&pods, addresses(&daemons)?, || {
         let reader = cluster.start(3, &["--etcd-username=reader", "--etcd-password=r"])?;
         reader.says("no lease yet: etcd refuses")?;
         Ok(reader)

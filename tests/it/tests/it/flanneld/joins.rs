@@ -71,7 +71,7 @@ fn nothing_leaves_by_the_default_route_when_weftd_is_away() -> Result<()> {
     let routes =
         host.node.netlink()?.routes(&RouteFilter { dst: Some("10.5.0.0/16".parse()?), ..RouteFilter::default() })?;
     ensure!(routes.len() == 1 && routes[0].kind == weft_netlink::RouteKind::Unreachable, "{routes:?}");
-    let outcome = ping(&host.node, &quick("10.5.99.1".parse()?))?;
+    let outcome = ping(&host.node, &Ping::quick("10.5.99.1".parse()?))?;
     ensure!(outcome == weft_lab::PingOutcome::NotSent(libc::EHOSTUNREACH), "{outcome:?}");
     host.ok(&["down", "flannel"])?;
     ensure!(host.run_files().is_empty(), "{:?}", host.run_files());
@@ -104,7 +104,7 @@ fn several_daemons_on_a_host_have_backends_of_their_own() -> Result<()> {
         let mut netlink = host.node.netlink()?;
         let gateway: Ipv4Addr = pair[1].env("FLANNEL_SUBNET")?.parse::<Ipv4Net>()?.addr();
         host.node.address("lo", &format!("{gateway}/32"))?;
-        eventually(TIMEOUT, || ping(&cluster.hosts[0].node, &quick(gateway.into()))?.reply())
+        eventually(TIMEOUT, || ping(&cluster.hosts[0].node, &Ping::quick(gateway.into()))?.reply())
             .with_context(|| prefix.to_string())?;
         let subnet = pair[0].subnet()?;
         let through = netlink.route_to(IpAddr::from(u32::from(subnet.network()).to_be_bytes()))?.context("no route")?;

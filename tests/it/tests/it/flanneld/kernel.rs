@@ -4,9 +4,6 @@ use super::*;
 use std::process::Command;
 use weft_netlink::{FdbEntry, Route, RouteFilter};
 
-/// How soon what somebody deleted is back.
-const REPAIR_TIME_MAX: Duration = Duration::from_secs(2);
-
 #[test]
 fn on_vxlan_whatever_is_deleted_comes_back() -> Result<()> {
     let Some(cluster) = Cluster::new(2, r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#)? else {
@@ -17,7 +14,7 @@ fn on_vxlan_whatever_is_deleted_comes_back() -> Result<()> {
     let (node, subnet) = (&cluster.hosts[0].node, daemons[1].subnet()?);
     let mut netlink = node.netlink()?;
     let back = |why: &str| {
-        eventually(REPAIR_TIME_MAX, || ping(&pods[0].node, &quick(daemons[1].pod()?.into()))?.reply())
+        eventually(TIMEOUT, || ping(&pods[0].node, &Ping::quick(daemons[1].pod()?.into()))?.reply())
             .with_context(|| format!("{why}:\n{}", daemons[0].process.log()))
     };
     let link = netlink.expect_link("flannel.1")?;
@@ -48,7 +45,7 @@ fn on_host_gw_a_deleted_route_comes_back() -> Result<()> {
     let filter = RouteFilter { dst: Some(daemons[1].subnet()?.into()), ..RouteFilter::default() };
     let route = netlink.routes(&filter)?.pop().context("no route to the peer")?;
     netlink.delete_route(&route)?;
-    eventually(REPAIR_TIME_MAX, || ping(&pods[0].node, &quick(daemons[1].pod()?.into()))?.reply())?;
+    eventually(TIMEOUT, || ping(&pods[0].node, &Ping::quick(daemons[1].pod()?.into()))?.reply())?;
     Ok(())
 }
 
@@ -78,8 +75,8 @@ fn the_underlays_mtu_and_address_are_followed() -> Result<()> {
     eventually(TIMEOUT, || {
         let record = json(cluster.record(&daemons[0])?)?;
         ensure!(record["PublicIP"] == "192.0.2.99", "{record}");
-        ping(&pods[1].node, &quick(daemons[0].pod()?.into()))?.reply()?;
-        ping(&pods[0].node, &quick(daemons[1].pod()?.into()))?.reply()
+        ping(&pods[1].node, &Ping::quick(daemons[0].pod()?.into()))?.reply()?;
+        ping(&pods[0].node, &Ping::quick(daemons[1].pod()?.into()))?.reply()
     })
     .with_context(|| daemons[0].process.log())?;
     Ok(())

@@ -25,9 +25,9 @@ use ipnet::Ipv4Net;
 use serde_json::Value;
 use weft_lab::topology::{Pod, Switched};
 use weft_lab::udp::Stream;
-use weft_lab::{Etcd, Lab, Link, Node, Ping, Process, eventually, ping, udp};
+use weft_lab::{Etcd, Lab, Link, Node, Ping, Process, TIMEOUT, eventually, ping, udp};
 
-use crate::weft::{Weft, during};
+use crate::weft::Weft;
 
 /// Where flannel has its keys unless it is told otherwise.
 const PREFIX: &str = "/coreos.com/network";
@@ -35,10 +35,10 @@ const PREFIX: &str = "/coreos.com/network";
 const ETCD: &str = "192.0.2.250";
 /// How long a daemon has to join (flannel's own test suite gives it as long).
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a condition may take to come true.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// Between datagrams of a stream that must not suffer; see `run_follow`.
+/// Between datagrams of a stream that must not suffer.
 const INTERVAL: Duration = Duration::from_millis(4);
+/// Fewest datagrams of such a stream.
+const STREAM_COUNT_MIN: u64 = 250;
 
 /// Hosts on a switch, with an etcd that everybody reaches.
 struct Cluster {
@@ -84,7 +84,7 @@ impl Cluster {
             (1..).zip(daemons).map(|(number, daemon)| self.pod(number, daemon)).collect::<Result<_>>()?;
         for (from, pod) in pods.iter().enumerate() {
             for (to, other) in daemons.iter().enumerate().filter(|(to, _)| *to != from) {
-                eventually(TIMEOUT, || ping(&pod.node, &quick(other.pod()?.into()))?.reply())
+                eventually(TIMEOUT, || ping(&pod.node, &Ping::quick(other.pod()?.into()))?.reply())
                     .with_context(|| format!("from pod {} to pod {}", from + 1, to + 1))?;
             }
         }
@@ -158,7 +158,7 @@ impl Daemon {
 
     /// Waits until its log has a text; gives the log.
     fn says(&self, text: &str) -> Result<String> {
-        eventually(TIMEOUT * 3, || {
+        eventually(JOIN_TIMEOUT, || {
             let log = self.process.log();
             ensure!(log.contains(text), "{} does not say {text:?}:\n{log}", self.node.name());
             Ok(log)
@@ -176,23 +176,14 @@ impl Daemon {
 
 /// Does `work` while numbered datagrams run both ways between the first two pods, with these addresses; fails if one is
 /// lost.
-fn lossless<T>(pods: &[Pod], addresses: [Ipv4Addr; 2], seconds: u64, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let count = (Duration::from_secs(seconds).as_millis() / INTERVAL.as_millis()) as u64;
-    let stream = |to: Ipv4Addr| Stream { interval: INTERVAL, ..Stream::new(to.into(), count, 200) };
-    let (there, back) = std::thread::scope(|scope| {
-        let there = scope.spawn(|| udp::stream(&pods[0].node, &pods[1].node, &stream(addresses[1])));
-        let back = during(&pods[1].node, &pods[0].node, &stream(addresses[0]), work);
-        (there.join().expect("the stream does not panic"), back)
-    });
-    let (back, value) = back?;
-    there?.perfect().context("from pod 1 to pod 2")?;
+fn lossless<T>(pods: &[Pod], addresses: [Ipv4Addr; 2], work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let stream = |to: Ipv4Addr| Stream { interval: INTERVAL, ..Stream::new(to.into(), STREAM_COUNT_MIN, 200) };
+    let (there, (back, value)) = udp::during(&pods[0].node, &pods[1].node, &stream(addresses[1]), || {
+        udp::during(&pods[1].node, &pods[0].node, &stream(addresses[0]), work)
+    })?;
+    there.perfect().context("from pod 1 to pod 2")?;
     back.perfect().context("from pod 2 to pod 1")?;
     Ok(value)
-}
-
-/// A ping that does not wait long, for conditions.
-fn quick(to: IpAddr) -> Ping {
-    Ping { timeout: Duration::from_millis(300), ..Ping::to(to) }
 }
 
 /// Status line and body of what an HTTP server on a node says.

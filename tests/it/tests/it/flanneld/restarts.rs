@@ -4,9 +4,6 @@ use super::*;
 use crate::weft::kill;
 use weft_control::state::State;
 
-/// How soon traffic has to flow again after a process or device is gone.
-const REPAIR_TIME_MAX: Duration = Duration::from_secs(2);
-
 #[test]
 fn weft_ends_and_begins_again_and_no_packet_is_lost() -> Result<()> {
     let Some(cluster) = Cluster::new(2, r#"{"Network": "10.5.0.0/16"}"#)? else { return Ok(()) };
@@ -15,7 +12,7 @@ fn weft_ends_and_begins_again_and_no_packet_is_lost() -> Result<()> {
     let (subnet, weftd) = (daemons[0].subnet()?, cluster.hosts[0].weftd_pid("flannel")?);
     let addresses = [daemons[0].pod()?, daemons[1].pod()?];
     let mut first = daemons.remove(0);
-    let restarted = lossless(&pods, addresses, 12, || {
+    let restarted = lossless(&pods, addresses, || {
         for kills in [false, true] {
             if kills {
                 kill(first.process.pid())?;
@@ -43,7 +40,7 @@ fn a_killed_weftd_and_a_deleted_device_come_back_with_everything_on_them() -> Re
     let host = &cluster.hosts[0];
     let there = daemons[1].pod()?;
     let back = |why: &str| {
-        eventually(REPAIR_TIME_MAX, || ping(&pods[0].node, &quick(there.into()))?.reply())
+        eventually(TIMEOUT, || ping(&pods[0].node, &Ping::quick(there.into()))?.reply())
             .with_context(|| format!("{why}:\n{}", daemons[0].process.log()))
     };
     host.kill_weftd("flannel")?;
@@ -58,7 +55,7 @@ fn a_killed_weftd_and_a_deleted_device_come_back_with_everything_on_them() -> Re
     for address in netlink.addresses(Some(link.index))?.iter().filter(|address| address.ip().is_ipv4()) {
         netlink.delete_address(address)?;
     }
-    eventually(REPAIR_TIME_MAX, || {
+    eventually(TIMEOUT, || {
         ensure!(netlink.addresses(Some(link.index))?.iter().any(|address| address.ip().is_ipv4()), "no address");
         Ok(())
     })?;
@@ -79,7 +76,7 @@ fn after_both_were_killed_the_next_daemon_has_the_same_subnet() -> Result<()> {
     daemons[0].joined()?;
     assert_eq!(daemons[0].subnet()?, subnet);
     for (from, to) in [(0, 1), (1, 0)] {
-        eventually(TIMEOUT, || ping(&pods[from].node, &quick(daemons[to].pod()?.into()))?.reply())?;
+        eventually(TIMEOUT, || ping(&pods[from].node, &Ping::quick(daemons[to].pod()?.into()))?.reply())?;
     }
     Ok(())
 }

@@ -41,7 +41,7 @@ fn a_stock_node_joins_by_its_record() -> Result<()> {
     cluster.etcd.put(&format!("{PREFIX}/subnets/10.5.33.0-24"), r#"{"PublicIP":"192.0.2.3","PublicIPv6":null}"#)?;
     let pod = Pod::behind(&cluster.lab, stock, "pod3", "10.5.33.2/24", "10.5.33.1/24", 1472)?;
     for (daemon, other) in daemons.iter().zip(&pods) {
-        eventually(TIMEOUT, || ping(&other.node, &quick("10.5.33.2".parse()?))?.reply())?;
+        eventually(TIMEOUT, || ping(&other.node, &Ping::quick("10.5.33.2".parse()?))?.reply())?;
         ping(&pod.node, &Ping::to(daemon.pod()?.into()))?.reply()?;
         ping(&pod.node, &Ping { payload_len: 4000, ..Ping::to(daemon.pod()?.into()) })?.reply()?;
     }

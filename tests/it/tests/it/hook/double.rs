@@ -12,16 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use weft_lab::{eventually, weft_binary};
+use weft_lab::{TIMEOUT, eventually, weft_binary};
 
 use crate::weft::Weft;
 
 /// Where the example expects the program.
 const PROGRAM: &str = "/opt/bin/weft";
 /// How long a command's output may stay open after the command itself has ended.
-const HANG: Duration = Duration::from_secs(1);
-/// How long a command may take.
-const SLOW: Duration = Duration::from_secs(20);
+const HANG: Duration = Duration::from_secs(5);
 
 /// How commands are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +155,8 @@ impl<'a> Flanneld<'a> {
         // Its ends of the pipes go with it: the hook alone holds them.
         drop(command);
         let output = until_end(output);
-        let status = eventually(SLOW, || child.try_wait()?.context("still running")).with_context(|| text.clone())?;
+        let status =
+            eventually(TIMEOUT, || child.try_wait()?.context("still running")).with_context(|| text.clone())?;
         let bytes =
             output.recv_timeout(HANG).with_context(|| format!("`{text}` keeps its output open: flanneld hangs"))??;
         let output = String::from_utf8_lossy(&bytes).trim().to_owned();

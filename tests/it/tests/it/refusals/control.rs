@@ -15,6 +15,9 @@ use weft_proto::limits::PROTOCOL_VERSION;
 
 use crate::support::{Family, TIMEOUT, Tunnel};
 
+/// Attacks during one stream.
+const ATTACK_COUNT_MIN: u32 = 20;
+
 fn hello() -> BytesMut {
     let mut bytes = BytesMut::new();
     Request::Hello { protocol: PROTOCOL_VERSION, client: "hostile".into() }.encode(&mut bytes);
@@ -68,7 +71,6 @@ fn hostile_clients_cost_no_packet_and_keep_nobody_out_for_long() -> Result<()> {
         let Some(tunnel) = Tunnel::builder().each(|options| options.engine = Some(engine.into())).build()? else {
             return Ok(());
         };
-        super::lengthen_tun_queue(&tunnel.a)?;
         let generation = tunnel.a.status()?.generation;
         let path = tunnel.a.weftd.socket();
         let (done, attacks) = (AtomicBool::new(false), AtomicU32::new(0));
@@ -84,15 +86,19 @@ fn hostile_clients_cost_no_packet_and_keep_nobody_out_for_long() -> Result<()> {
                 })
                 .collect();
             let stream = udp::Stream::new(tunnel.b.overlay(Family::V4), 20_000, 500);
-            let outcome = udp::stream(&tunnel.a.node, &tunnel.b.node, &stream).and_then(udp::Arrived::perfect);
+            let outcome = udp::during(&tunnel.a.node, &tunnel.b.node, &stream, || {
+                eventually(TIMEOUT, || {
+                    ensure!(attacks.load(Ordering::Relaxed) > ATTACK_COUNT_MIN, "only {attacks:?} attacks");
+                    Ok(())
+                })
+            });
             done.store(true, Ordering::Relaxed);
             for thread in hostile {
                 thread.join().expect("a hostile client ends without a panic");
             }
-            outcome.map(drop)
+            outcome?.0.perfect().map(drop)
         })
         .with_context(|| format!("{engine}: {}", where_lost(&tunnel)))?;
-        ensure!(attacks.load(Ordering::Relaxed) > 20, "{engine}: only {attacks:?} attacks");
         let status = eventually(TIMEOUT, || tunnel.a.status())?;
         ensure!(status.generation == generation && status.routes == 2, "{engine}: the table changed: {status:?}");
         ensure!(!tunnel.a.weftd.log().contains("panicked"), "{engine}:\n{}", tunnel.a.weftd.log());

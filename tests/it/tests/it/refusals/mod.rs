@@ -7,13 +7,3 @@
 mod control;
 mod start;
 mod trouble;
-
-use anyhow::Result;
-
-use crate::support::{Host, TUN};
-
-/// Gives the TUN of a host a queue that no burst of a test fills: what is lost then, weft has lost.
-fn lengthen_tun_queue(host: &Host) -> Result<()> {
-    let index = host.node.link(TUN)?.index;
-    Ok(host.node.netlink()?.set_txqueuelen(index, 20_000)?)
-}

@@ -1,20 +1,16 @@
 //! A weftd that cannot have what it wants says so and leaves alone what others have.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use weft_lab::{Lab, Node, Ping, WeftdOptions, ping, weftd_binary};
 
-use crate::support::{Family, TUN, Tunnel};
-
-/// How soon a refusal has to come. weftd may wait a while for what a dying predecessor still holds.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::support::{Family, TIMEOUT, TUN, Tunnel};
 
 /// Runs a program on a node to its end: exit code and output.
 fn run(node: &Node, command: Command) -> Result<(Option<i32>, String)> {
     let mut process = node.spawn(command)?;
-    let status = process.wait(PATIENCE)?;
+    let status = process.wait(TIMEOUT)?;
     let log = process.log();
     process.quiet();
     Ok((status.code(), log))

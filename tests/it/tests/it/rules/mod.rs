@@ -314,7 +314,7 @@ fn what_leaves_the_overlay_is_masqueraded_and_what_stays_is_not() -> Result<()> 
         let Some(world) = World::build()? else { return Ok(()) };
         let (mut rules, _) = tool.start(&world.lab, &world.node)?;
         for to in ["198.51.100.2", "2001:db8::2"] {
-            let outcome = ping(&world.pod.node, &Ping::to(to.parse()?))?;
+            let outcome = ping(&world.pod.node, &Ping::quick(to.parse()?))?;
             ensure!(!matches!(outcome, PingOutcome::Reply { .. }), "without rules {to} answers: {outcome:?}");
         }
         world.node.run(|| rules.apply(&wanted()))?;
@@ -340,7 +340,7 @@ fn a_node_that_forwards_by_permission_only_forwards_for_the_overlay() -> Result<
         let (mut rules, _) = tool.start(&world.lab, &world.node)?;
         let masquerade_only = Wanted { forward: false, ..wanted() };
         world.node.run(|| rules.apply(&masquerade_only))?;
-        let outcome = ping(&world.pod.node, &Ping::to("10.5.2.2".parse()?))?;
+        let outcome = ping(&world.pod.node, &Ping::quick("10.5.2.2".parse()?))?;
         ensure!(!matches!(outcome, PingOutcome::Reply { .. }), "{tool:?}: forwarded: {outcome:?}");
         world.node.run(|| rules.apply(&wanted()))?;
         ping(&world.pod.node, &Ping::to("10.5.2.2".parse()?))?.reply().with_context(|| format!("{tool:?}"))?;
