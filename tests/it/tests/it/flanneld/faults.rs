@@ -19,7 +19,7 @@ fn joined() -> Result<Option<Joined>> {
     Ok(Some((cluster, daemons, pods)))
 }
 
-fn addresses(daemons: &[Daemon]) -> Result<[Ipv4Addr; 2]> {
+pub(super) fn addresses(daemons: &[Daemon]) -> Result<[Ipv4Addr; 2]> {
     Ok([daemons[0].pod()?, daemons[1].pod()?])
 }
 
