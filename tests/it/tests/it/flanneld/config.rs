@@ -1,7 +1,7 @@
 //! The network config changes while daemons run: said, not taken up, and traffic goes on; a network without us ends the
 //! daemon.
 
-use super::faults::addresses;
+use super::faults::{Joined, addresses};
 use super::*;
 
 const CONFIG: &str = r#"{"Network": "10.5.0.0/16"}"#;
@@ -11,7 +11,7 @@ fn put(cluster: &Cluster, text: &str) -> Result<()> {
 }
 
 /// Two hosts that have joined, with their pods.
-fn joined(config: &str, flags: &[&str]) -> Result<Option<(Cluster, Vec<Daemon>, Vec<Pod>)>> {
+fn joined(config: &str, flags: &[&str]) -> Result<Option<Joined>> {
     let Some(cluster) = Cluster::new(2, config)? else { return Ok(None) };
     let mut daemons = vec![cluster.start(1, flags)?, cluster.start(2, flags)?];
     for daemon in &mut daemons {

@@ -6,7 +6,7 @@ use super::*;
 const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.100.0", "SubnetMax": "10.5.199.0"}"#;
 
 /// A cluster with its daemons and their pods.
-type Joined = (Cluster, Vec<Daemon>, Vec<Pod>);
+pub(super) type Joined = (Cluster, Vec<Daemon>, Vec<Pod>);
 
 /// Two joined hosts with pods, and a third host for whoever comes later.
 fn joined() -> Result<Option<Joined>> {
