@@ -25,7 +25,8 @@ pub struct ConfigNews {
 }
 
 impl ConfigNews {
-    /// For a daemon that works by `used`, has these subnets, and ends after `grace`, at most twice that, when they become impossible.
+    /// For a daemon that works by `used` and has these subnets; when they become impossible, it ends after `grace`, at most
+    /// twice that.
     pub fn new(used: NetConf, own: Subnets, grace: Duration) -> ConfigNews {
         ConfigNews { used, own, grace, end: None, note: String::new() }
     }
@@ -80,8 +81,11 @@ impl ConfigNews {
         &self.note
     }
 
-    /// Why no node that goes by `conf` can have anything to do with our lease.
+    /// Why no node that goes by `conf` can have anything to do with our lease, if the next start can have another.
     fn impossible(&self, conf: &NetConf) -> Option<String> {
+        if !is_ours(&conf.backend) {
+            return None;
+        }
         let v4 = self.own.v4.zip(conf.network()).filter(|(own, network)| !network.contains(own));
         let v6 = self.own.v6.zip(conf.network_v6()).filter(|(own, network)| !network.contains(own));
         let pair = v4.map(|(own, network)| (own.into(), network.into()));
@@ -92,7 +96,7 @@ impl ConfigNews {
     /// What a restart brings.
     fn consequences(&self, conf: &NetConf) -> String {
         let mut text = "this daemon goes on as it is, and takes it up when it is started again".to_owned();
-        if let BackendConf::Extension(_) | BackendConf::Other(_) = conf.backend {
+        if !is_ours(&conf.backend) {
             text += &format!(" (and ends then: this flanneld has no backend {})", conf.backend.name());
         } else if !fits(conf, &self.own) {
             text += " (with another subnet: ours does not fit it)";
@@ -102,6 +106,11 @@ impl ConfigNews {
         }
         text
     }
+}
+
+/// Whether it is a backend that weft has.
+fn is_ours(backend: &BackendConf) -> bool {
+    !matches!(backend, BackendConf::Extension(_) | BackendConf::Other(_))
 }
 
 /// Whether nodes that go by two configs cannot reach each other.
@@ -114,4 +123,75 @@ fn is_other_wire(a: &BackendConf, b: &BackendConf) -> bool {
 
 fn list(changes: &[Change]) -> String {
     changes.iter().map(Change::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USED: &str = r#"{"Network": "10.5.0.0/16"}"#;
+    const OUTSIDE: &str = r#"{"Network": "10.6.0.0/16"}"#;
+    const GRACE: Duration = Duration::from_secs(60);
+
+    fn conf(text: &str) -> NetConf {
+        NetConf::parse(text).unwrap()
+    }
+
+    fn news(used: &str, grace: Duration) -> ConfigNews {
+        let v6 = used.contains("IPv6").then(|| "fd05:0:0:3::/64".parse().unwrap());
+        ConfigNews::new(conf(used), Subnets { v4: Some("10.5.3.0/24".parse().unwrap()), v6 }, grace)
+    }
+
+    #[test]
+    fn only_a_network_that_we_are_outside_of_and_can_join_anew_is_an_end() {
+        const DUAL: &str = r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd05::/48"}"#;
+        const DUAL_OUTSIDE: &str = r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd06::/48"}"#;
+        for (used, seen, expected) in [
+            (USED, OUTSIDE, true),
+            (USED, r#"{"Network": "10.5.64.0/18"}"#, true),
+            (DUAL, DUAL_OUTSIDE, true),
+            (USED, r#"{"Network": "10.4.0.0/15"}"#, false),
+            (USED, r#"{"Network": "10.5.0.0/18"}"#, false),
+            (USED, r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.100.0"}"#, false),
+            (USED, r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#, false),
+            (USED, DUAL_OUTSIDE, false),
+            (DUAL, USED, false),
+            // The next start would have no lease either.
+            (USED, r#"{"Network": "10.6.0.0/16", "Backend": {"Type": "ipip"}}"#, false),
+            (USED, r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd05::/48"}"#, false),
+        ] {
+            let (mut news, now) = (news(used, GRACE), Instant::now());
+            news.learn(Ok(conf(seen)), now);
+            assert_eq!(news.end().is_some(), expected, "{seen}");
+            assert!(news.note().starts_with("the network config has changed: "), "{}", news.note());
+            assert_eq!(news.ended(now + 2 * GRACE).is_some(), expected, "{seen}");
+            assert!(news.ended(now + GRACE - Duration::from_millis(1)).is_none(), "{seen}");
+        }
+    }
+
+    #[test]
+    fn the_end_is_called_off_by_whatever_the_key_says_instead() {
+        for (seen, note) in [
+            (Ok(conf(USED)), ""),
+            (
+                Ok(conf(r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Port": 9}}"#)),
+                "Backend.Port from 8285 to 9;",
+            ),
+            (Err("it is gone".to_owned()), "it is gone; going on"),
+        ] {
+            let (mut news, now) = (news(USED, GRACE), Instant::now());
+            news.learn(Ok(conf(OUTSIDE)), now);
+            assert!(news.end().is_some());
+            news.learn(seen, now);
+            assert_eq!((news.end(), news.ended(now + 10 * GRACE)), (None, None));
+            assert!(news.note().contains(note) && news.note().is_empty() == note.is_empty(), "{}", news.note());
+        }
+    }
+
+    #[test]
+    fn without_a_grace_the_end_is_at_once() {
+        let (mut news, now) = (news(USED, Duration::ZERO), Instant::now());
+        news.learn(Ok(conf(OUTSIDE)), now);
+        assert_eq!(news.ended(now), Some("our subnet 10.5.3.0/24 is outside of the network 10.6.0.0/16"));
+    }
 }
