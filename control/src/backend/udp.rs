@@ -20,7 +20,7 @@ use crate::lease::Lease;
 use crate::link::LinkPlan;
 use crate::netlink::Event;
 use crate::rib;
-use crate::state::{self, Paths};
+use crate::state::{self, Paths, State};
 use crate::tunnel::{self, Keeper, Start, TunnelError};
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -128,10 +128,21 @@ impl Udp {
     fn obtain(&self) -> Result<Keeper, BackendError> {
         let (paths, start) = (self.paths(), self.wanted_weftd()?);
         let mut lock = paths.take_lock().map_err(TunnelError::from)?;
-        let state = paths.read_state().map_err(TunnelError::from)?.filter(|state| state.weftd.handle().is_some());
-        if let Some(state) = state {
+        let state = paths.read_state().map_err(TunnelError::from)?;
+        let here = state::network_namespace().map_err(TunnelError::from)?;
+        let interrupted = || self.interrupted.load(Ordering::Relaxed);
+        let (living, dead): (Option<State>, Option<State>) = match state {
+            Some(state) if state.weftd.handle().is_some() => (Some(state), None),
+            other => (None, other.filter(|state| state.network_namespace == here)),
+        };
+        if let Some(state) = dead {
+            let keeper = Keeper::revive(paths, lock, state, &self.options.belongs_to, |_| Ok(start), &interrupted)?;
+            info!("started weftd, process {}, in the place of a dead one", keeper.state().weftd.pid);
+            return Ok(keeper);
+        }
+        if let Some(state) = living {
             let pid = state.weftd.pid;
-            if state.network_namespace != state::network_namespace().map_err(TunnelError::from)? {
+            if state.network_namespace != here {
                 return Err(TunnelError::OtherNamespace { name: state.name, pid }.into());
             }
             match Keeper::adopt(paths.clone(), lock, state, &self.options.belongs_to) {
@@ -147,7 +158,6 @@ impl Udp {
         if tunnel::clear_remains(&paths)? {
             info!("removed what a dead weftd left");
         }
-        let interrupted = || self.interrupted.load(Ordering::Relaxed);
         let keeper = Keeper::launch(paths, lock, &self.options.belongs_to, |_| Ok(start), &interrupted)?;
         info!("started weftd, process {}, with device {}", keeper.state().weftd.pid, keeper.tun().name);
         Ok(keeper)

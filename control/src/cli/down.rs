@@ -12,7 +12,8 @@ use std::path::PathBuf;
 /// Take a tunnel down
 ///
 /// Lets weftd finish what it has read and end; device, address, routes, socket, log and state go, and so do the traffic
-/// rules of `weft flanneld`. May be repeated, and works when weftd has died.
+/// rules of `weft flanneld`. Device and routes of its backends vxlan and host-gw stay, as flanneld would leave them: the next
+/// flanneld goes on with them without a gap. May be repeated, and works when weftd has died.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Tunnel file, or name of the tunnel
@@ -30,6 +31,9 @@ pub fn run(args: Args) -> Result<Exit, CliError> {
     let mode = Mode::BOTH.into_iter().find(|known| known.word() == mode.trim());
     let taken = take(&paths).map_err(|error| tunnel_error(&name, &error))?;
     output::print(match (taken.was_up, taken.weftd) {
+        (false, _) if mode.is_some() => {
+            format!("{name}: no weftd to end (vxlan and host-gw have none; their device and routes stay for flanneld)")
+        }
         (false, _) => format!("{name}: was not up"),
         (true, Some(how)) => format!("{name}: down; weftd {how}"),
         (true, None) => format!("{name}: down; weftd had died, removed what it left"),

@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, env = "WEFT_HOOK_PORT", value_name = "PORT", default_value_t = 8285, global = true)]
     port: u16,
     /// Directory of socket, log, state and record
-    #[arg(long, env = "WEFT_HOOK_RUN_DIR", value_name = "DIR", default_value = RUN_DIR, global = true)]
+    #[arg(long, env = "WEFT_RUN_DIR", value_name = "DIR", default_value = RUN_DIR, global = true)]
     run_dir: PathBuf,
     /// Name of the TUN device, and of the tunnel for `weft down` and the like
     #[arg(long, env = "WEFT_HOOK_TUN", value_name = "NAME", default_value = "flannel0", global = true)]

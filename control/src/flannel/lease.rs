@@ -1,5 +1,6 @@
 //! Leases as flannel's registries tell them.
 
+use super::NetConf;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde_json::Value;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -56,4 +57,7 @@ pub enum LeaseEvent {
         /// What happened, for the log.
         why: String,
     },
+    /// The network config means something else than it did when it was told last, or when the daemon read it at its start;
+    /// or it is gone or not in order, and this says why.
+    Config(Result<NetConf, String>),
 }

@@ -18,6 +18,7 @@ pub mod hook;
 mod json;
 mod lease;
 pub mod netconf;
+pub mod netconf_changes;
 pub mod record;
 pub mod subnet_env;
 

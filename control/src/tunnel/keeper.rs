@@ -126,6 +126,27 @@ impl Keeper {
         }
     }
 
+    /// Starts weftd as `wanted` says in the place of a dead one that `state` tells of. Its safety routes stay all the while,
+    /// so that nothing leaves by another way; on any failure everything is undone. Table and plan have to be made true
+    /// afterwards, and the routes that the plan does not have go then.
+    pub fn revive(
+        paths: Paths,
+        lock: Lock,
+        mut state: State,
+        config: &Path,
+        wanted: impl FnOnce(&mut Netlink) -> Result<Start, NetlinkError>,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Keeper, TunnelError> {
+        let netlink = Netlink::open()?;
+        state.config = config.to_path_buf();
+        let (backend, bind) = (UdpTunnel::new(paths.socket()), SocketAddr::from(([0, 0, 0, 0], 0)));
+        let mut keeper = Keeper { paths, lock, state, netlink, backend, bind, child: None };
+        match keeper.wait_device_gone().and_then(|()| keeper.restart(wanted, interrupted)) {
+            Ok(()) => Ok(keeper),
+            Err(error) => Err(keeper.undo(error)),
+        }
+    }
+
     /// What is known of the tunnel.
     pub fn state(&self) -> &State {
         &self.state

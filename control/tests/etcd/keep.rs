@@ -98,7 +98,7 @@ fn two_nodes_with_one_public_ip_do_not_fight_for_ever() {
         rounds += 1;
         assert!(rounds < 10);
         match watch.events().recv_timeout(SOON) {
-            Ok(LeaseEvent::OwnRenewed(_)) => {}
+            Ok(LeaseEvent::OwnRenewed(_) | LeaseEvent::Config(_)) => {}
             Ok(LeaseEvent::OwnLost { why }) => break why,
             event => panic!("{event:?}"),
         }

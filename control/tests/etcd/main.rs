@@ -3,6 +3,7 @@
 
 mod acquire;
 mod bad_records;
+mod config;
 mod keep;
 mod outage;
 mod peers;
@@ -79,7 +80,8 @@ fn node(etcd: &Etcd, options: &EtcdOptions) -> (Watch, Vec<FlannelLease>) {
     (watch, peers)
 }
 
-/// The next event that does not merely say that our lease was renewed.
+/// The next event that says neither that our lease was renewed nor anything of the network config, which most of these tests
+/// have none of.
 fn next(watch: &Watch) -> LeaseEvent {
     next_within(watch, SOON).expect("an event")
 }
@@ -88,7 +90,7 @@ fn next_within(watch: &Watch, limit: Duration) -> Option<LeaseEvent> {
     let deadline = Instant::now() + limit;
     loop {
         match watch.events().recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(LeaseEvent::OwnRenewed(_)) => {}
+            Ok(LeaseEvent::OwnRenewed(_) | LeaseEvent::Config(_)) => {}
             Ok(event) => return Some(event),
             Err(_) => return None,
         }
@@ -103,9 +105,12 @@ fn snapshot(watch: &Watch) -> Vec<FlannelLease> {
 }
 
 fn renewed(watch: &Watch) -> FlannelLease {
-    match watch.events().recv_timeout(SOON) {
-        Ok(LeaseEvent::OwnRenewed(lease)) => lease,
-        event => panic!("expected our lease to be renewed, got {event:?}"),
+    loop {
+        match watch.events().recv_timeout(SOON) {
+            Ok(LeaseEvent::OwnRenewed(lease)) => return lease,
+            Ok(LeaseEvent::Config(_)) => {}
+            event => panic!("expected our lease to be renewed, got {event:?}"),
+        }
     }
 }
 

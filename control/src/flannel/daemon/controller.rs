@@ -11,11 +11,12 @@
 //! moved is followed without delay; several that came together make one task.
 
 use super::DaemonError;
+use super::config::ConfigNews;
 use super::health::Ready;
 use super::peers::Peers;
 use super::rules::TrafficRules;
 use super::signals::Signals;
-use super::{describe_external, families};
+use super::{describe_external, describe_own, families};
 use crate::agenda::Agenda;
 use crate::causes;
 use crate::daemon::ProcessHandle;
@@ -60,6 +61,8 @@ const LEASES: Token = Token(3);
 enum Task {
     /// Choose the underlay anew, and follow it if it changed.
     Underlay,
+    /// End, if our subnet is still outside of the network.
+    End,
     /// Let go of peers that have left.
     Forget,
     /// Make all peers true.
@@ -84,6 +87,7 @@ pub struct Controller {
     written: Option<SubnetEnv>,
     ready: Ready,
     peers: Peers,
+    config: ConfigNews,
     watch: Option<Watch>,
 
     agenda: Agenda<Task>,
@@ -131,6 +135,7 @@ impl Controller {
         agenda.add(Task::Underlay, now);
         agenda.add(Task::Rules, now + flags.resync);
         let mut controller = Controller {
+            config: ConfigNews::new(conf.clone(), own.subnets, flags.network_grace),
             own,
             backend,
             backend_name: conf.backend.name().to_owned(),
@@ -186,6 +191,7 @@ impl Controller {
 
     /// Works until the end is asked for, or cannot be avoided.
     pub fn serve(&mut self) -> Result<(), DaemonError> {
+        self.tell_supervisor();
         let mut events = Events::with_capacity(16);
         loop {
             match self.poll.poll(&mut events, self.agenda.idle(Instant::now())) {
@@ -205,6 +211,7 @@ impl Controller {
             {
                 match task {
                     Task::Underlay => self.follow_underlay(),
+                    Task::End => self.end_outside_the_network()?,
                     Task::Forget => self.forget(),
                     Task::Reconcile => self.reconcile()?,
                     Task::Rules => self.keep_rules(),
@@ -225,6 +232,12 @@ impl Controller {
             match event {
                 LeaseEvent::OwnLost { why } => return Err(DaemonError::LeaseLost(why)),
                 LeaseEvent::OwnRenewed(_) => info!("our lease was renewed"),
+                LeaseEvent::Config(seen) => {
+                    self.config.learn(seen, Instant::now());
+                    self.tell_supervisor();
+                    // A task that comes too early looks again.
+                    self.config.end().into_iter().for_each(|at| self.agenda.add(Task::End, at));
+                }
                 event => news |= self.peers.learn(event, Instant::now()),
             }
         }
@@ -273,6 +286,14 @@ impl Controller {
     }
 
     // Tasks.
+
+    fn end_outside_the_network(&mut self) -> Result<(), DaemonError> {
+        if let Some(why) = self.config.ended(Instant::now()) {
+            return Err(DaemonError::OutsideNetwork(why.to_owned()));
+        }
+        self.config.end().into_iter().for_each(|at| self.agenda.add(Task::End, at));
+        Ok(())
+    }
 
     fn forget(&mut self) {
         let now = Instant::now();
@@ -356,6 +377,16 @@ impl Controller {
     }
 
     // Deeds.
+
+    /// Gives systemd the line that `systemctl status` shows.
+    fn tell_supervisor(&self) {
+        let state = match self.config.note() {
+            "" => format!("subnet {}, backend {}", describe_own(&self.own), self.backend_name),
+            note => note.to_owned(),
+        };
+        // Not being started by systemd is no error.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&state)]);
+    }
 
     fn hold_back(&mut self) {
         self.hold = Instant::now() + self.pause;

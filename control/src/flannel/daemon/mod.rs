@@ -9,6 +9,7 @@
 //! lease are asked for until they are had. At the end everything stays as it is, the lease, the rules and the data path: the
 //! next daemon takes them over.
 
+mod config;
 mod controller;
 mod health;
 mod peers;
@@ -72,6 +73,9 @@ pub enum DaemonError {
     /// The lease went to somebody else.
     #[error("our lease is lost: {0}")]
     LeaseLost(String),
+    /// The network has become one without us.
+    #[error("{0}; lease, rules and data path stay as they are, and the next start takes another subnet")]
+    OutsideNetwork(String),
     /// The previous subnet file.
     #[error("{path}: {source}")]
     SubnetFile {

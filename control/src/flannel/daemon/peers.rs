@@ -44,7 +44,7 @@ impl Peers {
                     self.leaving.insert(subnets, (lease, now + DELETED_GRACE));
                 }
             }
-            LeaseEvent::OwnRenewed(_) | LeaseEvent::OwnLost { .. } => {}
+            LeaseEvent::OwnRenewed(_) | LeaseEvent::OwnLost { .. } | LeaseEvent::Config(_) => {}
         }
         if let Some(known) = &self.known {
             self.leaving.retain(|subnets, _| !known.keys().any(|other| overlaps(other, subnets)));

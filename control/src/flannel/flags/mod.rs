@@ -26,6 +26,8 @@ const RENEW_MARGIN_MAX: i64 = 24 * 60 - 1;
 const WORKERS_MAX: i64 = 64;
 /// Longest time between two looks at the rules, in seconds: beyond a day it is a mistake.
 const RESYNC_MAX: i64 = 24 * 60 * 60;
+/// Longest `--network-grace`, in seconds: a day.
+const GRACE_MAX: i64 = 24 * 60 * 60;
 /// Values of weftd's own flags.
 const PEER_CHECKS: [&str; 3] = ["strict", "log", "off"];
 const ENGINES: [&str; 3] = ["auto", "uring", "epoll"];
@@ -99,6 +101,8 @@ pub struct Flags {
     pub healthz: Option<SocketAddr>,
     /// `--v`.
     pub verbosity: i64,
+    /// `--network-grace`.
+    pub network_grace: Duration,
     /// `--run-dir`.
     pub run_dir: PathBuf,
     /// `--peer-check`.
@@ -182,6 +186,7 @@ impl Given {
             blackhole: self.boolean("ip-blackhole-route")?,
             healthz: (healthz_port > 0).then(|| SocketAddr::new(healthz_ip, healthz_port as u16)),
             verbosity: integer(self.text("v")).ok_or_else(|| wrong("v", self.text("v"), "expected a number"))?,
+            network_grace: Duration::from_secs(self.integer("network-grace", 0, GRACE_MAX, "seconds")?),
             run_dir: self.path("run-dir").ok_or_else(|| FlagError("--run-dir is empty".into()))?,
             peer_check: self.word("peer-check", &PEER_CHECKS)?,
             engine: self.word("engine", &ENGINES)?,

@@ -62,14 +62,20 @@ pub fn command_line(arguments: &[String]) -> Result<Asked, FlagError> {
 /// Adds what variables say about flags that the command line does not give. An empty variable says nothing. A repeatable flag
 /// gets one value from its variable.
 pub fn environment(values: &mut Values, variable: impl Fn(&str) -> Option<String>) {
+    let said = |name: &str| variable(name).filter(|value| !value.is_empty());
     for flag in FLAGS {
-        if !values.contains_key(flag.name)
-            && let Some(value) = variable(&flag.variable()).filter(|value| !value.is_empty())
-        {
+        if values.contains_key(flag.name) {
+            continue;
+        }
+        let shared = || if flag.name == "run-dir" { said(RUN_DIR) } else { None };
+        if let Some(value) = said(&flag.variable()).or_else(shared) {
             add(values, flag, value);
         }
     }
 }
+
+/// Where all other commands of weft look for the run directory.
+const RUN_DIR: &str = "WEFT_RUN_DIR";
 
 fn add(values: &mut Values, flag: &Flag, value: String) {
     let given = values.entry(flag.name).or_default();

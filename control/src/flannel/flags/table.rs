@@ -106,6 +106,13 @@ pub const FLAGS: &[Flag] = {
         flag("kube-annotation-prefix", Value, "flannel.alpha.coreos.com", Kubernetes, "prefix of node annotations"),
         flag("net-config-path", Value, "/etc/kube-flannel/net-conf.json", Kubernetes, "file of the network config"),
         flag("set-node-network-unavailable", Bool, "true", Kubernetes, "set the node's condition when ready"),
+        flag(
+            "network-grace",
+            Value,
+            "60",
+            Weft,
+            "seconds, and at most as many again, that this daemon goes on when its subnet is outside of a changed Network",
+        ),
         flag("run-dir", Value, "/run/weft", Weft, "directory of weftd's socket, log and state"),
         flag("peer-check", Value, "strict", Weft, "what of a datagram's sender is checked (udp): strict, log or off"),
         flag("engine", Value, "auto", Weft, "how weftd reaches the kernel: auto, uring or epoll"),

@@ -56,6 +56,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("v", "10"),
     ("vmodule", "main=3"),
     ("log_backtrace_at", "main.go:1"),
+    ("network-grace", "0x10"),
     ("run-dir", "/run/other"),
     ("peer-check", "off"),
     ("engine", "epoll"),
@@ -109,6 +110,15 @@ fn the_command_line_goes_before_the_environment() {
     assert!(matches!(command, Command::Run(flags) if flags.iface == ["a", "b"]));
     let command = read_with(&[], &[("FLANNELD_IFACE", "c"), ("FLANNELD_SUBNET_FILE", "")]).unwrap();
     assert!(matches!(command, Command::Run(flags) if flags.iface == ["c"]));
+    let shared = ("WEFT_RUN_DIR", "/shared");
+    for (arguments, variables, expected) in [
+        (&[][..], &[shared][..], "/shared"),
+        (&[], &[shared, ("FLANNELD_RUN_DIR", "/own")], "/own"),
+        (&["--run-dir=/line"], &[shared], "/line"),
+    ] {
+        let command = read_with(arguments, variables).unwrap();
+        assert!(matches!(command, Command::Run(flags) if flags.run_dir.to_str() == Some(expected)), "{expected}");
+    }
 }
 
 #[test]
@@ -126,6 +136,7 @@ fn a_wrong_command_line_is_refused_with_what_was_expected() {
         (&["--subnet-lease-renew-margin=-5"], "a number from 1 to 1439 minutes"),
         (&["--healthz-port=65536"], "0 to 65535"),
         (&["--iptables-resync=0"], "1 to 86400 seconds"),
+        (&["--network-grace=-1"], "0 to 86400 seconds"),
         (&["--ip-masq=yes"], "true or false"),
         (&["--public-ip=2001:db8::1"], "an IPv4 address"),
         (&["--public-ipv6=192.0.2.1"], "an IPv6 address"),
@@ -174,6 +185,27 @@ fn the_document_has_every_flag_with_its_default() {
             _ => row.is_some_and(|row| default.is_empty() || row.contains(&format!("| `{default}` |"))),
         };
         assert!(is_there, "--{name}: {row:?}");
+    }
+}
+
+#[test]
+fn the_packaged_unit_and_manifest_give_flags_that_there_are() {
+    let manifest = include_str!("../../../../packaging/weft-flanneld.yaml");
+    let given: Vec<&str> = manifest.lines().filter_map(|line| line.trim().strip_prefix("- ")).collect();
+    let arguments: Vec<&str> = given.into_iter().filter(|word| word.starts_with("--")).collect();
+    assert!(arguments.len() >= 3, "{arguments:?}");
+    let port = flags(&arguments).healthz.unwrap().port();
+    let probed = format!("port: {port}");
+    assert_eq!(
+        manifest.lines().filter(|line| line.trim() == probed).count(),
+        2,
+        "a probe each on /healthz and /readyz"
+    );
+    let unit = include_str!("../../../../packaging/weft-flanneld.service");
+    let command = unit.lines().find_map(|line| line.strip_prefix("ExecStart=@PREFIX@/bin/weft flanneld")).unwrap();
+    flags(&command.split_whitespace().collect::<Vec<_>>());
+    for line in unit.lines().filter_map(|line| line.strip_prefix("EnvironmentFile=-")) {
+        assert!(include_str!("../../../../docs/flannel.md").contains(line), "{line}");
     }
 }
 

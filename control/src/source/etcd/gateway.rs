@@ -14,6 +14,8 @@ use ureq::{Agent, Body, BodyReader, http};
 const ANSWER_LEN_MAX: u64 = 512 << 20;
 /// A long answer may take this many times as long as the first byte of one.
 const BODY_PATIENCE: u32 = 6;
+/// Number of the watch on one key in a stream. etcd numbers the other one by itself, from 0.
+pub const KEY_WATCH: i64 = 1;
 
 /// A connection to an etcd cluster. Clones share everything.
 #[derive(Clone)]
@@ -170,15 +172,23 @@ impl Gateway {
         Opening { endpoint: self.preferred(), agent: self.shared.stream_config.new_agent() }
     }
 
-    /// Opens a watch on all keys below `directory`, beginning with `revision`.
-    pub fn watch(&self, opening: &Opening, directory: &str, revision: i64) -> Result<Lines, EtcdError> {
-        let request = json!({"create_request": {
+    /// Opens a stream of two watches, both beginning with `revision`: on all keys below `directory`, and on `key`, whose
+    /// messages are those with [`KEY_WATCH`].
+    pub fn watch(&self, opening: &Opening, directory: &str, key: &str, revision: i64) -> Result<Lines, EtcdError> {
+        let start = revision.to_string();
+        let on_directory = json!({"create_request": {
             "key": encode(directory.as_bytes()),
             "range_end": encode(&end_of(directory)),
-            "start_revision": revision.to_string(),
+            "start_revision": start,
         }});
+        let on_key = json!({"create_request": {
+            "key": encode(key.as_bytes()),
+            "start_revision": start,
+            "watch_id": KEY_WATCH.to_string(),
+        }});
+        let request = format!("{on_directory}\n{on_key}");
         let endpoint = opening.endpoint;
-        let opened = self.at(endpoint, |token| self.send(&opening.agent, endpoint, "watch", &request, token));
+        let opened = self.at(endpoint, |token| self.send(&opening.agent, endpoint, "watch", request.clone(), token));
         match opened {
             Ok(body) => Ok(BufReader::new(body.into_reader())),
             Err(failure) => {
@@ -205,7 +215,7 @@ impl Gateway {
         for turn in 0..count.max(2) {
             let endpoint = (first + turn) % count;
             let asked = self.at(endpoint, |token| {
-                let body = self.send(&self.shared.agent, endpoint, path, request, token)?;
+                let body = self.send(&self.shared.agent, endpoint, path, request.to_string(), token)?;
                 self.read(endpoint, body)
             });
             match asked {
@@ -248,7 +258,7 @@ impl Gateway {
     fn authenticate(&self, endpoint: usize) -> Result<Option<String>, Failure> {
         let Some((name, password)) = &self.shared.credentials else { return Ok(None) };
         let request = json!({"name": name, "password": password});
-        let body = match self.send(&self.shared.agent, endpoint, "auth/authenticate", &request, None) {
+        let body = match self.send(&self.shared.agent, endpoint, "auth/authenticate", request.to_string(), None) {
             // A password for an etcd that wants none is no harm.
             Err(Failure::Refused(why)) if why.contains("authentication is not enabled") => return Ok(None),
             Err(Failure::Token(why)) => return Err(Failure::Refused(why)),
@@ -266,7 +276,7 @@ impl Gateway {
         agent: &Agent,
         endpoint: usize,
         path: &str,
-        request: &Value,
+        request: String,
         token: Option<&str>,
     ) -> Result<Body, Failure> {
         let place = &self.shared.endpoints[endpoint];
@@ -278,7 +288,7 @@ impl Gateway {
         if let Some(token) = token {
             post = post.header("Authorization", token);
         }
-        let response = post.send(request.to_string().as_str()).map_err(|error| unreachable(place, &error))?;
+        let response = post.send(request).map_err(|error| unreachable(place, &error))?;
         if response.status() == http::StatusCode::OK {
             return Ok(response.into_body());
         }

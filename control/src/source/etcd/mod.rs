@@ -3,7 +3,7 @@
 //! ```text
 //! Registry::connect -> wait_for_config -> acquire -> watch ---> Watch: events(), publish(), stop (or drop)
 //!                                                      |
-//!                        thread "etcd peers" ----------+  list, watch, list again; Snapshot, Added, Removed
+//!                        thread "etcd peers" ----------+  list, watch, list again; Snapshot, Added, Removed, Config
 //!                        thread "etcd lease" ----------+  renewal, loss, changed attributes; OwnRenewed, OwnLost
 //! ```
 //!
@@ -25,6 +25,7 @@
 //! ```
 
 mod acquire;
+mod config;
 mod error;
 mod gateway;
 mod keeper;
@@ -40,6 +41,7 @@ pub use options::EtcdOptions;
 
 use crate::flannel::{FlannelLease, LeaseAttrs, LeaseEvent, NetConf, OwnLease, Subnets};
 use acquire::OwnRecord;
+use config::ConfigKey;
 use gateway::Gateway;
 use keeper::{Keeper, Order};
 use peers::Peers;
@@ -93,17 +95,9 @@ impl Registry {
 
     /// Reads the network config, once.
     pub fn fetch_config(&mut self) -> Result<NetConf, EtcdError> {
-        let key = format!("{}/config", self.options.prefix.trim_end_matches('/'));
+        let key = config::key(&self.options);
         let (_, kv) = self.gateway.get(&key)?;
-        let Some(kv) = kv else {
-            return Err(EtcdError::Config(format!(
-                "etcd has no network config at {key}; write one, for example: etcdctl put {key} \
-                 '{{\"Network\": \"10.5.0.0/16\"}}'"
-            )));
-        };
-        let text = std::str::from_utf8(&kv.value)
-            .map_err(|_| EtcdError::Config(format!("the network config at {key} is not UTF-8")))?;
-        NetConf::parse(text).map_err(|error| EtcdError::Config(format!("{error} (at {key} in etcd)")))
+        config::read(&key, kv.as_ref().map(|kv| &*kv.value)).map_err(EtcdError::Config)
     }
 
     /// Reads the network config, again each second until there is one in order; each new reason why not is logged. `None`
@@ -149,7 +143,9 @@ impl Registry {
         let (orders, orders_out) = mpsc::channel();
         let (stop, stopped) = mpsc::channel();
         let shared = Shared::new(peers, events_in, wake);
-        let watcher = Watcher::new(gateway.clone(), &options, &record.key, shared.clone(), orders.clone(), stopped);
+        let config = ConfigKey::new(config::key(&options), conf.clone());
+        let watcher =
+            Watcher::new(gateway.clone(), &options, &record.key, config, shared.clone(), orders.clone(), stopped);
         let keeper = Keeper::new(gateway.clone(), options, shared.clone(), acquired.own, record);
         let threads = vec![thread::spawn(move || watcher.run()), thread::spawn(move || keeper.run(&orders_out))];
         Watch { events, orders, stop: Some(stop), shared, gateway, threads }

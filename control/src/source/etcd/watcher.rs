@@ -1,10 +1,13 @@
 //! Follows everybody's leases, on a thread of its own: a list, a watch from the next revision on, and after any break the
-//! watch again from where it was; a new list only where etcd has forgotten the way there.
+//! watch again from where it was; a new list only where etcd has forgotten the way there. The network config's key goes with
+//! them: it is read after each list, and a second watch in the same stream tells of its changes.
 
-use super::gateway::{Gateway, Lines};
+use super::config::ConfigKey;
+use super::gateway::{Gateway, KEY_WATCH, Lines};
 use super::keeper::Order;
 use super::wire::{self, Watched};
 use super::{EtcdError, EtcdOptions, Shared};
+use crate::flannel::{LeaseEvent, NetConf};
 use std::io::{BufRead, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -20,11 +23,12 @@ const LINE_LEN_MAX: u64 = 512 << 20;
 /// again, and a peer that is not listed loses its routes.
 const HEARTBEATS_OF_GRACE: u32 = 2;
 
-/// The watch over all leases.
+/// The watch over all leases, and over the network config.
 pub struct Watcher {
     gateway: Gateway,
     directory: String,
     own_key: Vec<u8>,
+    config: ConfigKey,
     heartbeat: Duration,
     shared: Shared,
     keeper: Sender<Order>,
@@ -59,6 +63,7 @@ impl Watcher {
         gateway: Gateway,
         options: &EtcdOptions,
         own_key: &str,
+        config: ConfigKey,
         shared: Shared,
         keeper: Sender<Order>,
         stop: Receiver<()>,
@@ -66,7 +71,7 @@ impl Watcher {
         let directory = super::acquire::directory(options);
         let own_key = own_key.as_bytes().to_vec();
         let heartbeat = options.heartbeat;
-        Watcher { gateway, directory, own_key, heartbeat, shared, keeper, stop, position: None, trouble: None }
+        Watcher { gateway, directory, own_key, config, heartbeat, shared, keeper, stop, position: None, trouble: None }
     }
 
     /// Works until it is stopped.
@@ -127,11 +132,14 @@ impl Watcher {
             Some(position) => position,
             None => self.list()?,
         };
+        if self.config.is_due() {
+            self.read_config()?;
+        }
         let opening = self.gateway.opening();
         if !self.shared.register(&opening) {
             return Ok(End::Broken("it is being stopped, or to be listed again".into()));
         }
-        let opened = self.gateway.watch(&opening, &self.directory, position.revision + 1);
+        let opened = self.gateway.watch(&opening, &self.directory, self.config.name(), position.revision + 1);
         let end = opened.map(|mut lines| self.take_in(&mut lines, &mut position));
         self.shared.unregister();
         let end = end?;
@@ -149,11 +157,45 @@ impl Watcher {
         let _ = self.keeper.send(Order::Seen(own_revision));
         let position = Position { revision: range.header.revision, raft_term: range.header.raft_term, is_fresh: true };
         self.position = Some(position);
+        self.config.make_due();
         Ok(position)
+    }
+
+    /// Reads the network config. That etcd refuses it is no reason to be without the leases.
+    fn read_config(&mut self) -> Result<(), EtcdError> {
+        let news = match self.gateway.get(self.config.name()) {
+            Ok((header, kv)) => self.config.found(kv.as_ref(), header.revision),
+            Err(error) if error.is_temporary() => return Err(error),
+            Err(error) => {
+                info!("following the network config: {error}; a change of it will be seen at the next start");
+                self.config.give_up();
+                None
+            }
+        };
+        self.tell_config(news);
+        Ok(())
+    }
+
+    fn take_in_config(&mut self, message: Watched) {
+        if message.canceled {
+            // As where the user may not read that key any more. It is no reason to be without the leases.
+            info!("following the network config: etcd ended the watch: {}", message.cancel_reason);
+        }
+        for event in message.events {
+            let news = self.config.changed(&event.kv, event.is_delete());
+            self.tell_config(news);
+        }
+    }
+
+    fn tell_config(&self, news: Option<Result<NetConf, String>>) {
+        if let Some(news) = news {
+            self.shared.tell(LeaseEvent::Config(news));
+        }
     }
 
     fn take_in(&mut self, lines: &mut Lines, position: &mut Position) -> End {
         let mut line = Vec::new();
+        let mut is_open = false;
         loop {
             line.clear();
             match lines.by_ref().take(LINE_LEN_MAX).read_until(b'\n', &mut line) {
@@ -169,6 +211,11 @@ impl Watcher {
             if message.compact_revision != 0 {
                 return End::Compacted;
             }
+            // What etcd does not begin to watch has no number in etcd 3.5 and later; it answers in the order of the requests.
+            if message.watch_id == KEY_WATCH || message.watch_id < 0 && is_open {
+                self.take_in_config(message);
+                continue;
+            }
             if message.canceled {
                 // Perhaps for want of a token that is still good.
                 self.gateway.forget_token();
@@ -180,6 +227,7 @@ impl Watcher {
                     return End::Anew;
                 }
                 position.is_fresh = false;
+                is_open = true;
                 if self.trouble.take().is_some() {
                     info!("watching the leases again");
                 }

@@ -107,6 +107,9 @@ pub struct Token {
 #[serde(default)]
 pub struct Watched {
     pub header: Header,
+    /// Which of the watches of one stream.
+    #[serde(deserialize_with = "number")]
+    pub watch_id: i64,
     pub created: bool,
     pub canceled: bool,
     /// Not 0: the wanted revision is compacted.

@@ -6,7 +6,7 @@ use super::*;
 const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.100.0", "SubnetMax": "10.5.199.0"}"#;
 
 /// A cluster with its daemons and their pods.
-type Joined = (Cluster, Vec<Daemon>, Vec<Pod>);
+pub(super) type Joined = (Cluster, Vec<Daemon>, Vec<Pod>);
 
 /// Two joined hosts with pods, and a third host for whoever comes later.
 fn joined() -> Result<Option<Joined>> {
@@ -19,7 +19,7 @@ fn joined() -> Result<Option<Joined>> {
     Ok(Some((cluster, daemons, pods)))
 }
 
-fn addresses(daemons: &[Daemon]) -> Result<[Ipv4Addr; 2]> {
+pub(super) fn addresses(daemons: &[Daemon]) -> Result<[Ipv4Addr; 2]> {
     Ok([daemons[0].pod()?, daemons[1].pod()?])
 }
 

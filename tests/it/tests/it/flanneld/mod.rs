@@ -7,6 +7,7 @@
 //!   h3   192.0.2.3 ----'
 //! ```
 
+mod config;
 mod faults;
 mod joins;
 mod kernel;
@@ -117,6 +118,7 @@ impl Daemon {
         let subnet_file = host.path(subnet_file);
         let run_dir = host.run_dir();
         let mut arguments = vec!["flanneld".to_owned(), format!("--etcd-endpoints={etcd}"), "--iface=u0".to_owned()];
+        arguments.push("--network-grace=1".to_owned());
         arguments.push(format!("-subnet-file={}", subnet_file.display()));
         arguments.push(format!("--run-dir={}", run_dir.display()));
         arguments.extend(flags.iter().map(|flag| flag.to_string()));

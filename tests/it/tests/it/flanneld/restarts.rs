@@ -75,6 +75,9 @@ fn after_both_were_killed_the_next_daemon_has_the_same_subnet() -> Result<()> {
     daemons[0] = cluster.start(1, &[])?;
     daemons[0].joined()?;
     assert_eq!(daemons[0].subnet()?, subnet);
+    // The route that refuses packets was there all the while.
+    let log = daemons[0].says("in the place of a dead one")?;
+    ensure!(!log.contains("safety route"), "{log}");
     for (from, to) in [(0, 1), (1, 0)] {
         eventually(TIMEOUT, || ping(&pods[from].node, &Ping::quick(daemons[to].pod()?.into()))?.reply())?;
     }

@@ -125,7 +125,7 @@ impl<'a> Flanneld<'a> {
         let text = text.replace(PROGRAM, weft_binary()?.to_str().context("a path that is text")?);
         // flanneld has an environment of its own; hooks inherit it.
         let mut flanneld = self.host.command::<&str>(&[])?;
-        flanneld.env("WEFT_HOOK_RUN_DIR", self.host.run_dir()).envs(self.env.iter().cloned()).envs(env.iter().copied());
+        flanneld.env("WEFT_RUN_DIR", self.host.run_dir()).envs(self.env.iter().cloned()).envs(env.iter().copied());
         let mut command = match self.way {
             Way::Shell => {
                 let mut command = Command::new("sh");
@@ -185,6 +185,6 @@ fn until_end(mut pipe: PipeReader) -> mpsc::Receiver<io::Result<Vec<u8>>> {
 /// No input, and output to be seen: for commands that a person runs.
 pub fn by_hand(host: &Weft, arguments: &[&str]) -> Result<crate::weft::Said> {
     let mut command = host.command(arguments)?;
-    command.env("WEFT_HOOK_RUN_DIR", host.run_dir()).stdin(Stdio::null());
+    command.env("WEFT_RUN_DIR", host.run_dir()).stdin(Stdio::null());
     host.output(command)
 }
