@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fib;
+pub mod flannel;
 pub mod packet;
 pub mod proto;
 
@@ -18,4 +19,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("fragment", packet::fragment),
     ("fib_lookup", fib::fib_lookup),
     ("proto_decode", proto::proto_decode),
+    ("lease_record", flannel::lease_record),
 ];

@@ -7,14 +7,19 @@
 //! ```
 //!
 //! weftd is bound to the underlay address, as stock flannel is, and outlives weft: the next weft adopts it with its table.
+//! Datagrams of both inner families go over one outer family: IPv4 where the node has it, since stock nodes know nothing else
+//! and its header is the shorter one; else IPv6 ([`underlay_families`]). Peers without an address of that family cannot be
+//! reached, and are named.
 //!
-//! What is published is byte for byte what stock flannel publishes, unless IPv6 is enabled. A stock node can carry no IPv6
-//! packet and would take one for a broken IPv4 packet, so a node says in `BackendData`, which stock nodes of this backend do
-//! not look at, that it can; IPv6 prefixes lead only to peers that do.
+//! What is published is byte for byte what stock flannel publishes, unless IPv6 is enabled or the underlay. A stock node can
+//! carry no IPv6 packet and would take one for a broken IPv4 packet, so a node says in `BackendData`, which stock nodes of this
+//! backend do not look at, that it can; IPv6 prefixes lead only to peers that do.
 
 use crate::backend::udp_tunnel::Push;
 use crate::causes;
 use crate::daemon::{self, DaemonError, ProcessHandle};
+use crate::flannel::external::Families;
+use crate::flannel::netconf::UnderlayFamily;
 use crate::flannel::{Backend, BackendError, ExternalInterface, FlannelLease, LeaseAttrs, OwnLease, Reconciled};
 use crate::lease::Lease;
 use crate::link::LinkPlan;
@@ -60,6 +65,22 @@ pub struct UdpOptions {
     pub workers: Option<u32>,
 }
 
+/// Of which families the underlay's interface has to have an address, in the order of preference, for an overlay of
+/// `network`'s families. A network of IPv4 alone is one that stock nodes may be in, so its nodes need IPv4 unless the config
+/// says otherwise; in one of both families, one address is enough.
+pub fn underlay_families(network: Families, underlay: Option<UnderlayFamily>) -> Vec<Families> {
+    const V4: Families = Families { v4: true, v6: false };
+    const V6: Families = Families { v4: false, v6: true };
+    let has_both = network.v4 && network.v6;
+    match underlay {
+        Some(UnderlayFamily::Ipv6) => vec![V6],
+        Some(UnderlayFamily::Ipv4) if has_both => vec![network, V4],
+        Some(UnderlayFamily::Ipv4) => vec![V4],
+        None if has_both => vec![network, V4, V6],
+        None => vec![network],
+    }
+}
+
 /// The backend.
 #[derive(Debug)]
 pub struct Udp {
@@ -78,27 +99,33 @@ impl Udp {
         Udp { options, external, own: None, keeper: None, process: None, interrupted }
     }
 
-    /// Whether datagrams go over IPv4: so they do if the overlay has IPv4, since stock nodes know nothing else.
+    /// Whether datagrams go over IPv4: so they do if this node has an address of it to send from.
     fn is_outer_ipv4(&self) -> bool {
-        self.options.v4
+        self.external.addr.is_some()
     }
 
     fn bind(&self) -> Result<SocketAddr, BackendError> {
-        let (addr, family): (Option<IpAddr>, _) = match self.is_outer_ipv4() {
-            true => (self.external.addr.map(Into::into), "IPv4"),
-            false => (self.external.addr_v6.map(Into::into), "IPv6"),
+        let name = &self.external.name;
+        let addr = match (self.external.addr, self.external.addr_v6) {
+            (Some(addr), _) => IpAddr::from(addr),
+            (None, Some(addr)) if addr.is_unicast_link_local() => {
+                return Err(BackendError::Config(format!(
+                    "{name} has only the link-local address {addr}, which says nothing to peers without their link; give it \
+                     another one"
+                )));
+            }
+            (None, Some(addr)) => IpAddr::from(addr),
+            (None, None) => return Err(BackendError::Config(format!("{name} has no address to send from"))),
         };
-        let missing = || BackendError::Config(format!("{} has no {family} address to send from", self.external.name));
-        Ok(SocketAddr::new(addr.ok_or_else(missing)?, self.options.port))
+        Ok(SocketAddr::new(addr, self.options.port))
     }
 
     fn attrs(&self) -> LeaseAttrs {
-        let UdpOptions { v4, v6, .. } = self.options;
         LeaseAttrs {
-            public_ip: self.external.public.filter(|_| v4),
-            public_ipv6: self.external.public_v6.filter(|_| v6),
+            public_ip: self.external.public,
+            public_ipv6: self.external.public_v6,
             backend_type: String::new(),
-            backend_data: v6.then(capabilities),
+            backend_data: self.options.v6.then(capabilities),
             backend_v6_data: None,
         }
     }
@@ -226,12 +253,21 @@ impl Udp {
     /// Where a lease leads; or why it cannot be reached.
     fn lease(&self, peer: &FlannelLease, bind: SocketAddr) -> Result<Lease, String> {
         let name = name_of(peer);
-        let (public, family): (Option<IpAddr>, _) = match self.is_outer_ipv4() {
-            true => (peer.attrs.public_ip.map(Into::into), "PublicIP"),
-            false => (peer.attrs.public_ipv6.map(Into::into), "PublicIPv6"),
+        let (public, family, other): (Option<IpAddr>, _, _) = match self.is_outer_ipv4() {
+            true => (peer.attrs.public_ip.map(Into::into), "PublicIP", peer.attrs.public_ipv6.map(IpAddr::from)),
+            false => (peer.attrs.public_ipv6.map(Into::into), "PublicIPv6", peer.attrs.public_ip.map(IpAddr::from)),
         };
         let passed_over = |why: String| format!("the lease {name} is passed over: {why}");
-        let public = public.ok_or_else(|| passed_over(format!("its record has no {family}")))?;
+        let public = public.ok_or_else(|| {
+            passed_over(match other {
+                Some(other) => format!(
+                    "its record has no {family}, only {other}, and this node sends from {}; Backend.Underlay in the network \
+                     config has all nodes use one family",
+                    bind.ip()
+                ),
+                None => format!("its record has no {family}"),
+            })
+        })?;
         let own = [self.external.public.map(IpAddr::from), self.external.public_v6.map(IpAddr::from), Some(bind.ip())];
         if own.contains(&Some(public)) {
             return Err(passed_over(format!("its {family}, {public}, is this node's own")));

@@ -26,12 +26,12 @@ impl Held {
     }
 }
 
-/// Whether a lease's underlay address is that of `own`: the same IPv4 address, or for a node without one, the same IPv6
+/// Whether a lease's underlay address is that of `own`: the same IPv4 address, or where one of them has none, the same IPv6
 /// address.
 pub fn is_same_node(attrs: &LeaseAttrs, own: &LeaseAttrs) -> bool {
-    match own.public_ip {
-        Some(address) => attrs.public_ip == Some(address),
-        None => own.public_ipv6.is_some() && attrs.public_ip.is_none() && attrs.public_ipv6 == own.public_ipv6,
+    match (attrs.public_ip, own.public_ip) {
+        (Some(theirs), Some(ours)) => theirs == ours,
+        _ => own.public_ipv6.is_some() && attrs.public_ipv6 == own.public_ipv6,
     }
 }
 

@@ -38,9 +38,14 @@ fn the_lease_with_our_public_ip_is_gone_on_with_if_it_fits() {
 #[test]
 fn a_node_without_ipv4_underlay_is_known_by_its_ipv6_address() {
     let own = LeaseAttrs { public_ipv6: Some("fd00::1".parse().unwrap()), ..LeaseAttrs::default() };
+    let both = |public_ip| LeaseAttrs { public_ipv6: own.public_ipv6, ..attrs(public_ip) };
     let with = |attrs| Held { subnets: v4("10.3.7.0/24"), attrs };
     assert!(with(Some(own.clone())).is_of(&own));
-    assert!(!with(Some(LeaseAttrs { public_ipv6: own.public_ipv6, ..attrs("192.0.2.1") })).is_of(&own));
+    // It had an IPv4 address when it wrote the record, or has one by now; another node cannot have its IPv6 address.
+    assert!(with(Some(both("192.0.2.1"))).is_of(&own));
+    assert!(with(Some(own.clone())).is_of(&both("192.0.2.1")));
+    assert!(!with(Some(attrs("192.0.2.1"))).is_of(&own));
+    assert!(!with(Some(both("192.0.2.1"))).is_of(&both("192.0.2.2")));
     assert!(!with(Some(LeaseAttrs::default())).is_of(&LeaseAttrs::default()));
     assert!(!with(None).is_of(&own));
 }

@@ -10,6 +10,7 @@
 //! device and a restart are one case.
 
 pub mod allocate;
+pub mod annotations;
 mod backend;
 pub mod daemon;
 pub mod external;

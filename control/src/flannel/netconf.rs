@@ -61,6 +61,9 @@ pub enum BackendConf {
     Udp {
         /// Destination port of all nodes.
         port: u16,
+        /// `Underlay`, a key of weft's own, which stock flannel does not look at: the family of the datagrams. `None`: each
+        /// node takes what it has.
+        underlay: Option<UnderlayFamily>,
     },
     /// The kernel's VXLAN device.
     Vxlan(VxlanConf),
@@ -82,6 +85,24 @@ impl BackendConf {
             BackendConf::Extension(_) => "extension",
             BackendConf::Other(name) => name,
         }
+    }
+}
+
+/// Address family of the network between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnderlayFamily {
+    /// `"ipv4"`.
+    Ipv4,
+    /// `"ipv6"`.
+    Ipv6,
+}
+
+impl fmt::Display for UnderlayFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            UnderlayFamily::Ipv4 => "ipv4",
+            UnderlayFamily::Ipv6 => "ipv6",
+        })
     }
 }
 
@@ -296,7 +317,7 @@ impl Pool<IpNet> {
 }
 
 fn backend(object: &Object) -> Result<BackendConf, NetConfError> {
-    let Some(text) = object.raw("Backend") else { return Ok(BackendConf::Udp { port: UDP_PORT }) };
+    let Some(text) = object.raw("Backend") else { return Ok(BackendConf::Udp { port: UDP_PORT, underlay: None }) };
     let object = Object::parse(text)
         .map_err(|_| fault(format!("Backend is {}; expected an object such as {{\"Type\": \"udp\"}}", short(text))))?;
     let keys = Keys { object: &object, place: "Backend." };
@@ -305,7 +326,7 @@ fn backend(object: &Object) -> Result<BackendConf, NetConfError> {
     match kind.as_str() {
         "udp" => match port(UDP_PORT)? {
             0 => Err(fault("Backend.Port is 0; expected a UDP port from 1 to 65535")),
-            port => Ok(BackendConf::Udp { port }),
+            port => Ok(BackendConf::Udp { port, underlay: underlay(&keys)? }),
         },
         "vxlan" => Ok(BackendConf::Vxlan(VxlanConf {
             vni: keys.number("VNI", VNI_MAX)?.unwrap_or(VNI),
@@ -327,6 +348,15 @@ fn backend(object: &Object) -> Result<BackendConf, NetConfError> {
         }
         "" => Err(fault("Backend.Type is missing; expected \"udp\", \"vxlan\", \"host-gw\" or \"extension\"")),
         other => Ok(BackendConf::Other(other.to_owned())),
+    }
+}
+
+fn underlay(keys: &Keys) -> Result<Option<UnderlayFamily>, NetConfError> {
+    match keys.text("Underlay")?.map(|text| text.to_lowercase()).as_deref() {
+        None => Ok(None),
+        Some("ipv4") => Ok(Some(UnderlayFamily::Ipv4)),
+        Some("ipv6") => Ok(Some(UnderlayFamily::Ipv6)),
+        Some(other) => Err(fault(format!("Backend.Underlay is {other:?}; expected \"ipv4\" or \"ipv6\""))),
     }
 }
 

@@ -52,7 +52,10 @@ fn fields(conf: &NetConf) -> Vec<(&'static str, String)> {
     fields.push(("EnableNFTables", conf.enable_nftables.to_string()));
     fields.push((TYPE, conf.backend.name().to_owned()));
     match &conf.backend {
-        BackendConf::Udp { port } => fields.push(("Backend.Port", port.to_string())),
+        BackendConf::Udp { port, underlay } => {
+            fields.push(("Backend.Port", port.to_string()));
+            fields.extend(underlay.map(|family| ("Backend.Underlay", family.to_string())));
+        }
         BackendConf::Vxlan(vxlan) => fields.extend([
             ("Backend.VNI", vxlan.vni.to_string()),
             ("Backend.Port", vxlan.port.map_or("the kernel's".into(), |port| port.to_string())),
@@ -100,12 +103,17 @@ mod tests {
     fn each_key_that_means_something_else_is_named_once() {
         const UDP: &str = r#"{"Network": "10.5.0.0/16"}"#;
         const VXLAN: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
-        let cases: [(&str, &str, &[&str]); 7] = [
+        let cases: [(&str, &str, &[&str]); 8] = [
             (UDP, r#"{"network":"10.5.1.0/16","SubnetLen":24,"Backend":{"type":"UDP","Port":8285}}"#, &[]),
             (
                 UDP,
                 r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Port": 9999}}"#,
                 &["Backend.Port from 8285 to 9999"],
+            ),
+            (
+                UDP,
+                r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Underlay": "IPv6"}}"#,
+                &["Backend.Underlay from not there to ipv6"],
             ),
             (UDP, VXLAN, &["Backend.Type from udp to vxlan"]),
             (

@@ -32,7 +32,7 @@ fn defaults_are_those_of_stock_flannel() {
         (pool.subnet_len, pool.subnet_min.to_string(), pool.subnet_max.to_string()),
         (64, "fc00:0:0:1::/64".into(), "fc00:0:0:ffff::/64".into())
     );
-    assert_eq!((conf.enable_nftables, conf.backend), (false, BackendConf::Udp { port: 8285 }));
+    assert_eq!((conf.enable_nftables, conf.backend), (false, BackendConf::Udp { port: 8285, underlay: None }));
     assert_eq!(parse(r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fc00::/48"}"#).network(), None);
 }
 
@@ -40,8 +40,16 @@ fn defaults_are_those_of_stock_flannel() {
 fn backends_take_their_keys_and_defaults() {
     let vxlan = VxlanConf { vni: 1, port: None, mtu: None, gbp: false, learning: false, direct_routing: false };
     let cases = [
-        (r#"{"Type": "UDP"}"#, BackendConf::Udp { port: 8285 }),
-        (r#"{"type": "udp", "PORT": 7, "port": 7890}"#, BackendConf::Udp { port: 7890 }),
+        (r#"{"Type": "UDP"}"#, BackendConf::Udp { port: 8285, underlay: None }),
+        (r#"{"type": "udp", "PORT": 7, "port": 7890}"#, BackendConf::Udp { port: 7890, underlay: None }),
+        (
+            r#"{"Type": "udp", "underlay": "IPv6"}"#,
+            BackendConf::Udp { port: 8285, underlay: Some(UnderlayFamily::Ipv6) },
+        ),
+        (
+            r#"{"Type": "udp", "Underlay": "ipv4"}"#,
+            BackendConf::Udp { port: 8285, underlay: Some(UnderlayFamily::Ipv4) },
+        ),
         (r#"{"Type": "VxLan"}"#, BackendConf::Vxlan(vxlan.clone())),
         (r#"{"Type": "vxlan", "Port": 0, "MTU": 0, "Extra": {}}"#, BackendConf::Vxlan(vxlan)),
         (
@@ -143,6 +151,10 @@ fn what_is_wrong_is_named_with_key_value_and_expectation() {
             "Backend.Port is 65536; expected a whole number from 0 to 65535",
         ),
         (r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "udp", "Port": 0}}"#, "Backend.Port is 0"),
+        (
+            r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "udp", "Underlay": "both"}}"#,
+            "Backend.Underlay is \"both\"; expected \"ipv4\" or \"ipv6\"",
+        ),
         (
             r#"{"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan", "VNI": 16777216}}"#,
             "Backend.VNI is 16777216; expected a whole number from 0 to 16777215",

@@ -6,7 +6,13 @@
 //! 10.5.34.0-24                      {"PublicIP":"192.0.2.4","PublicIPv6":null,"BackendType":"vxlan",
 //!                                    "BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}                   vxlan
 //! 10.5.34.0-24&fd00:5:0:22::-64     both families
+//! fd00:5:0:22::-64                  IPv6 alone, below PREFIX/ipv6-subnets/
 //! ```
+//!
+//! The last is weft's own: stock flannel has no key for it. What it would write is `0.0.0.0-0&fd00:5:0:22::-64`, of which a
+//! cluster can have one, since each claims all of IPv4; and a stock node that reads it would route the world to its owner, while
+//! one that cannot read a key forgets all its peers. It looks at every key that begins with `PREFIX/subnets`, so these
+//! leases stand elsewhere.
 
 use super::json::Object;
 use super::{LeaseAttrs, Subnets};
@@ -22,17 +28,22 @@ const LEN_MAX_V6: u8 = 127;
 /// The longest value that is looked at, in bytes. Those of stock flannel stay below 300; extension hooks may publish more.
 pub const VALUE_LEN_MAX: usize = 64 * 1024;
 
-/// The last part of a lease's key. `None` without an IPv4 subnet, for which flannel has no key.
-pub fn key_name(subnets: &Subnets) -> Option<String> {
-    let v4 = subnets.v4?;
-    let v4 = format!("{}-{}", v4.network(), v4.prefix_len());
-    Some(match subnets.v6 {
-        None => v4,
-        Some(v6) => format!("{v4}&{}-{}", v6.network(), v6.prefix_len()),
-    })
+/// The directory of a network's leases below the prefix.
+pub fn directory_name(has_ipv4: bool) -> &'static str {
+    if has_ipv4 { "subnets" } else { "ipv6-subnets" }
 }
 
-/// Reads the last part of a lease's key; the error says what it lacks.
+/// The last part of a lease's key. `None` for a claim on nothing.
+pub fn key_name(subnets: &Subnets) -> Option<String> {
+    let v4 = subnets.v4.map(|net| format!("{}-{}", net.network(), net.prefix_len()));
+    let v6 = subnets.v6.map(|net| format!("{}-{}", net.network(), net.prefix_len()));
+    match (v4, v6) {
+        (Some(v4), Some(v6)) => Some(format!("{v4}&{v6}")),
+        (v4, v6) => v4.or(v6),
+    }
+}
+
+/// Reads the last part of a lease's key, in either directory; the error says what it lacks.
 pub fn parse_key(name: &str) -> Result<Subnets, String> {
     let subnets = read_key(name)?;
     match truncated(subnets) == subnets {
@@ -54,20 +65,25 @@ fn read_key(name: &str) -> Result<Subnets, String> {
     if name.contains('/') {
         return Err("leases are directly below subnets/".to_owned());
     }
-    let (v4, v6) = match name.split_once('&') {
-        Some((v4, v6)) => (v4, Some(v6)),
-        None => (name, None),
-    };
-    let (address, len) = halves(v4, LEN_MAX_V4)?;
+    Ok(match name.split_once('&') {
+        Some((v4, v6)) => Subnets { v4: Some(read_v4(v4)?), v6: Some(read_v6(v6)?) },
+        None if name.contains(':') => Subnets { v4: None, v6: Some(read_v6(name)?) },
+        None => Subnets { v4: Some(read_v4(name)?), v6: None },
+    })
+}
+
+fn read_v4(text: &str) -> Result<Ipv4Net, String> {
+    let (address, len) = halves(text, LEN_MAX_V4)?;
     let address: Ipv4Addr = address.parse().map_err(|_| format!("{address:?} is no IPv4 address"))?;
-    let v4 = Ipv4Net::new(address, len).map_err(|error| error.to_string())?;
-    let Some(text) = v6 else { return Ok(Subnets { v4: Some(v4), v6: None }) };
+    Ipv4Net::new(address, len).map_err(|error| error.to_string())
+}
+
+fn read_v6(text: &str) -> Result<Ipv6Net, String> {
     let (address, len) = halves(text, LEN_MAX_V6)?;
     let is_plain = address.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b':'));
     let parsed = address.parse::<Ipv6Addr>().ok().filter(|_| is_plain);
     let address = parsed.ok_or_else(|| format!("{address:?} is no IPv6 address in lower case"))?;
-    let v6 = Ipv6Net::new(address, len).map_err(|error| error.to_string())?;
-    Ok(Subnets { v4: Some(v4), v6: Some(v6) })
+    Ipv6Net::new(address, len).map_err(|error| error.to_string())
 }
 
 fn halves(text: &str, len_max: u8) -> Result<(&str, u8), String> {
@@ -211,6 +227,20 @@ mod tests {
             assert_eq!(key_name(&parse_key(name).unwrap()).as_deref(), Some(name));
         }
         assert_eq!(key_name(&Subnets::default()), None);
+    }
+
+    #[test]
+    fn ipv6_alone_has_a_key_where_no_stock_node_looks() {
+        for name in ["fd00:12:13::-56", "::-0", "2001:db8:5:7::-64"] {
+            let subnets = parse_key(name).unwrap();
+            assert_eq!((subnets.v4, key_name(&subnets).as_deref()), (None, Some(name)));
+        }
+        for name in ["fd00:12:13::", "FD00::-56", "fd00::1-56", "fd00::-128", ":12:13:-56", "fd00::-56&fd01::-56"] {
+            assert!(parse_key(name).is_err(), "{name}");
+        }
+        // Stock flannel looks at all that begins so, with no slash behind.
+        assert!(!directory_name(false).starts_with("subnets"));
+        assert_eq!(directory_name(true), "subnets");
     }
 
     #[test]

@@ -142,9 +142,36 @@ fn both_families_are_one_lease() {
     let v6 = acquired.own().subnets.v6.unwrap();
     let record = record(&etcd, &format!("10.5.255.0-24&{}-64", v6.network()));
     assert_eq!(record.value, r#"{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1"}"#);
-    let only = NetConf::parse(r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}"#).unwrap();
-    let error = Registry::connect(&options(&etcd)).unwrap().acquire(&only, &both, &Subnets::default()).unwrap_err();
-    assert!(error.to_string().contains("EnableIPv4 is false"), "{error}");
+}
+
+#[test]
+fn a_lease_of_ipv6_alone_stands_where_stock_flannel_does_not_look() {
+    let etcd = Etcd::start().unwrap();
+    let conf = NetConf::parse(
+        r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "IPv6SubnetMax": "fd00:5:0:2::"}"#,
+    )
+    .unwrap();
+    let attrs = |last: u16| LeaseAttrs {
+        public_ipv6: Some(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last)),
+        ..LeaseAttrs::default()
+    };
+    let acquire = |last: u16| {
+        let mut registry = Registry::connect(&options(&etcd)).unwrap();
+        registry.acquire(&conf, &attrs(last), &Subnets::default()).map(|acquired| acquired.own().subnets)
+    };
+    let first = acquire(1).unwrap();
+    let second = acquire(2).unwrap();
+    assert_ne!(first, second);
+    assert_eq!(acquire(1).unwrap(), first);
+    let directory = format!("{PREFIX}/ipv6-subnets/");
+    let names: Vec<String> =
+        etcd.list(&directory).unwrap().into_iter().map(|kv| kv.key[directory.len()..].to_owned()).collect();
+    assert_eq!(names, ["fd00:5:0:1::-64", "fd00:5:0:2::-64"]);
+    assert_eq!(etcd.list(&format!("{PREFIX}/subnets")).unwrap(), []);
+    let value = etcd.list(&format!("{directory}{}", first.v6.unwrap().network())).unwrap().remove(0).value;
+    assert_eq!(value, r#"{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::1"}"#);
+    let error = acquire(3).unwrap_err().to_string();
+    assert!(error.contains("none of fd00:5::/48 in /64"), "{error}");
 }
 
 #[test]

@@ -81,6 +81,17 @@ fn client_certificates_are_shown_and_servers_are_checked() {
 }
 
 #[test]
+fn certificates_are_no_harm_at_an_endpoint_without_tls() {
+    // As flannel's own functional tests start it.
+    let etcd = Etcd::start().unwrap();
+    let authority = Authority::new();
+    let (cert, key) = authority.issue("client");
+    let (ca_file, cert_file, key_file) = (Some(authority.path("ca.pem")), Some(cert), Some(key));
+    assert!(etcd.url().starts_with("http://"));
+    node(&etcd, &EtcdOptions { ca_file, cert_file, key_file, ..options(&etcd) });
+}
+
+#[test]
 fn files_that_cannot_be_used_are_named() {
     let etcd = Etcd::start().unwrap();
     let authority = Authority::new();

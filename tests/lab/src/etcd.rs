@@ -33,7 +33,7 @@ pub struct EtcdTls {
     pub key: PathBuf,
 }
 
-/// A server of its own, alone in its cluster. Dropping it kills it and removes its data.
+/// A server of its own, alone in its cluster or with others. Dropping it kills it and removes its data.
 #[derive(Debug)]
 pub struct Etcd {
     node: Option<Node>,
@@ -45,6 +45,10 @@ pub struct Etcd {
     /// Where clients of its own do not find it.
     other: SocketAddr,
     _ports: Reservation,
+    /// Its name in its cluster.
+    name: String,
+    /// All of the cluster, itself among them.
+    members: Vec<(String, SocketAddr)>,
     tls: Option<EtcdTls>,
     token: Option<String>,
     process: Option<Process>,
@@ -89,7 +93,30 @@ impl Etcd {
         Etcd::build(Some(node.clone()), address, None)
     }
 
+    /// Starts servers that are one cluster on a node, one at each of these addresses.
+    ///
+    /// # Errors
+    /// As [`Etcd::start`].
+    pub fn start_cluster_on(node: &Node, addresses: &[IpAddr]) -> Result<Vec<Etcd>> {
+        let mut all: Vec<Etcd> =
+            addresses.iter().map(|address| Etcd::prepare(Some(node.clone()), *address, None)).collect::<Result<_>>()?;
+        let members: Vec<_> = (1..).zip(&all).map(|(number, etcd)| (format!("weft{number}"), etcd.peer)).collect();
+        for (etcd, (name, _)) in all.iter_mut().zip(&members) {
+            (etcd.name, etcd.members) = (name.clone(), members.clone());
+            etcd.spawn()?;
+        }
+        // None of them is healthy alone.
+        all.iter_mut().try_for_each(Etcd::await_health)?;
+        Ok(all)
+    }
+
     fn build(node: Option<Node>, address: IpAddr, tls: Option<EtcdTls>) -> Result<Etcd> {
+        let mut etcd = Etcd::prepare(node, address, tls)?;
+        etcd.start_again()?;
+        Ok(etcd)
+    }
+
+    fn prepare(node: Option<Node>, address: IpAddr, tls: Option<EtcdTls>) -> Result<Etcd> {
         let directory = tempfile::Builder::new().prefix("weft-etcd-").tempdir()?;
         let ports = match &node {
             Some(node) => node.run(|| Reservation::new(address)),
@@ -97,11 +124,22 @@ impl Etcd {
         };
         let ports = ports.context("finding ports for etcd")?;
         let [address, control, peer, other] = ports.addresses;
-        let token = None;
-        let mut etcd =
-            Etcd { node, address, control, peer, other, _ports: ports, tls, token, process: None, directory };
-        etcd.start_again()?;
-        Ok(etcd)
+        let name = "weft".to_owned();
+        let members = vec![(name.clone(), peer)];
+        Ok(Etcd {
+            node,
+            address,
+            control,
+            peer,
+            other,
+            _ports: ports,
+            name,
+            members,
+            tls,
+            token: None,
+            process: None,
+            directory,
+        })
     }
 
     /// The endpoint for clients.
@@ -133,6 +171,11 @@ impl Etcd {
     /// # Errors
     /// As [`Etcd::start`].
     pub fn start_again(&mut self) -> Result<()> {
+        self.spawn()?;
+        self.await_health()
+    }
+
+    fn spawn(&mut self) -> Result<()> {
         let clients = match self.tls {
             Some(_) => format!("{},http://{}", self.url(), self.control),
             None => format!("http://{},http://{}", self.address, self.control),
@@ -140,12 +183,15 @@ impl Etcd {
         let peer = format!("http://{}", self.peer);
         let mut command = Command::new("etcd");
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.arg("--name=weft").arg(format!("--data-dir={}", self.data().display()));
+        command.arg(format!("--name={}", self.name)).arg(format!("--data-dir={}", self.data().display()));
         command.arg(format!("--listen-client-urls={clients}")).arg(format!("--advertise-client-urls={}", self.url()));
         command.arg(format!("--listen-peer-urls={peer}")).arg(format!("--initial-advertise-peer-urls={peer}"));
-        command.arg(format!("--initial-cluster=weft={peer}")).arg("--unsafe-no-fsync");
-        // Alone in its cluster, it may elect itself at once.
-        command.args(["--heartbeat-interval=10", "--election-timeout=100"]);
+        let members = self.members.iter().map(|(name, peer)| format!("{name}=http://{peer}")).collect::<Vec<_>>();
+        command.arg(format!("--initial-cluster={}", members.join(","))).arg("--unsafe-no-fsync");
+        if let [_] = self.members[..] {
+            // Alone in its cluster, it may elect itself at once.
+            command.args(["--heartbeat-interval=10", "--election-timeout=100"]);
+        }
         if let Some(tls) = &self.tls {
             command.arg(format!("--cert-file={}", tls.cert.display())).arg(format!("--key-file={}", tls.key.display()));
             if let Some(ca) = &tls.client_ca {
@@ -158,6 +204,12 @@ impl Etcd {
         };
         let mut process = started.context("starting etcd; install the package etcd-server")?;
         process.quiet();
+        self.process = Some(process);
+        Ok(())
+    }
+
+    fn await_health(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("etcd is stopped")?;
         let answers = eventually(TIMEOUT, || {
             if let Some(status) = process.try_wait()? {
                 // Waiting longer does not help; the outer error has the log.

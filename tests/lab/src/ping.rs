@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, ipproto, sendto, socket_with};
 
 use crate::{Node, TIMEOUT, sys};
 
@@ -42,12 +42,17 @@ pub struct Ping {
     pub dont_fragment: bool,
     /// How long to wait for an answer.
     pub timeout: Duration,
+    /// The address to send from (`ping -I ADDRESS`); `None`: the kernel's choice.
+    pub from: Option<IpAddr>,
+    /// Index of the link to send through, whatever the routes say (`ping -I LINK`); 0: as the routes say.
+    pub link: u32,
 }
 
 impl Ping {
-    /// 56 bytes of payload, TTL 64, fragmentation allowed, [`TIMEOUT`].
+    /// 56 bytes of payload, TTL 64, fragmentation allowed, [`TIMEOUT`], from wherever and through whatever the kernel
+    /// chooses.
     pub fn to(to: IpAddr) -> Self {
-        Self { to, payload_len: 56, ttl: 64, dont_fragment: false, timeout: TIMEOUT }
+        Self { to, payload_len: 56, ttl: 64, dont_fragment: false, timeout: TIMEOUT, from: None, link: 0 }
     }
 
     /// The same with a wait of 0.3 s: for a condition, which is looked at again, and where no answer is expected.
@@ -141,6 +146,11 @@ impl<'a> Echo<'a> {
         for (option, value) in options {
             sys::set_option(socket.as_fd(), level, option, value)?;
         }
+        if let Some(from) = ping.from {
+            bind(&socket, &SocketAddr::new(from, 0))?;
+        }
+        // Linux 5.0.
+        sys::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, i32::try_from(ping.link)?)?;
         Ok(Self { ping, socket, identifier: IDENTIFIER.fetch_add(1, Ordering::Relaxed) })
     }
 

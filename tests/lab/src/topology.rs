@@ -101,6 +101,18 @@ impl Switched {
     /// # Errors
     /// The kernel's.
     pub fn new(lab: &Lab, host_count: u8, mtu: u32) -> Result<Self> {
+        let this = Self::ipv6_only(lab, host_count, mtu)?;
+        for (number, host) in (1..).zip(&this.hosts) {
+            host.address("u0", &format!("192.0.2.{number}/24"))?;
+        }
+        Ok(this)
+    }
+
+    /// The same without IPv4 addresses.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn ipv6_only(lab: &Lab, host_count: u8, mtu: u32) -> Result<Self> {
         let switch = lab.node("switch")?;
         let mut netlink = switch.netlink()?;
         let bridge = netlink.add_link(&NewLink { up: true, ..NewLink::new("br0", NewLinkKind::Bridge) })?;
@@ -109,7 +121,6 @@ impl Switched {
             let host = lab.node(&format!("h{number}"))?;
             let link = Link::veth(&host, "u0", &switch, &format!("p{number}"), mtu)?;
             netlink.set_master(link.b.index, Some(bridge.index))?;
-            host.address("u0", &format!("192.0.2.{number}/24"))?;
             host.address("u0", &format!("2001:db8::{number:x}/64"))?;
             hosts.push(host);
             links.push(link);

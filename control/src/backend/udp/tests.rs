@@ -13,7 +13,20 @@ fn external() -> ExternalInterface {
     }
 }
 
+/// On an underlay of both families if the overlay has both, else of the overlay's.
 fn udp(v4: bool, v6: bool) -> Udp {
+    let ExternalInterface { addr, addr_v6, public, public_v6, .. } = external();
+    let external = ExternalInterface {
+        addr: addr.filter(|_| v4),
+        public: public.filter(|_| v4),
+        addr_v6: addr_v6.filter(|_| v6),
+        public_v6: public_v6.filter(|_| v6),
+        ..external()
+    };
+    udp_on(v4, v6, external)
+}
+
+fn udp_on(v4: bool, v6: bool, external: ExternalInterface) -> Udp {
     let options = UdpOptions {
         port: 8285,
         v4,
@@ -25,7 +38,7 @@ fn udp(v4: bool, v6: bool) -> Udp {
         engine: "auto".into(),
         workers: None,
     };
-    Udp::new(options, external(), Arc::default())
+    Udp::new(options, external, Arc::default())
 }
 
 fn peer(subnet: &str, public: [u8; 4]) -> FlannelLease {
@@ -100,6 +113,48 @@ fn ipv6_leads_only_to_peers_that_carry_it() {
     let merged = udp(true, true).table(&[able, stock], BIND);
     let expected = ["10.5.2.0/24 192.0.2.2:8285", "fd05:0:0:2::/64 192.0.2.2:8285", "10.5.3.0/24 192.0.2.3:8285"];
     assert_eq!(routes(&merged), expected);
+}
+
+#[test]
+fn datagrams_go_over_ipv4_where_the_node_has_it_and_else_over_ipv6() {
+    let none = |external: ExternalInterface| ExternalInterface { addr: None, public: None, ..external };
+    let ipv6 = udp_on(true, true, none(external()));
+    assert_eq!(udp(true, true).bind().unwrap(), BIND);
+    let bind = ipv6.bind().unwrap();
+    assert_eq!(bind.to_string(), "[2001:db8::1]:8285");
+    let attrs = ipv6.attrs();
+    assert_eq!((attrs.public_ip, attrs.public_ipv6), (None, external().public_v6));
+    // One prefix of each family to the peer's IPv6 address; a peer of IPv4 alone cannot be reached.
+    let mut able = peer("10.5.2.0/24", [192, 0, 2, 2]);
+    able.subnets.v6 = Some("fd05:0:0:2::/64".parse().unwrap());
+    able.attrs.public_ipv6 = Some("2001:db8::2".parse().unwrap());
+    able.attrs.backend_data = Some(capabilities());
+    let merged = ipv6.table(&[able, peer("10.5.3.0/24", [192, 0, 2, 3])], bind);
+    assert_eq!(routes(&merged), ["10.5.2.0/24 [2001:db8::2]:8285", "fd05:0:0:2::/64 [2001:db8::2]:8285"]);
+    let note = merged.notes.first().expect("a note about the other peer");
+    assert!(note.contains("10.5.3.0/24") && note.contains("no PublicIPv6, only 192.0.2.3"), "{note}");
+    assert!(note.contains("Backend.Underlay"), "{note}");
+    // Nobody can send to an address of one link, without the link.
+    let link_local = ExternalInterface { addr_v6: Some("fe80::1".parse().unwrap()), ..none(external()) };
+    assert!(udp_on(true, true, link_local).bind().unwrap_err().to_string().contains("only the link-local address"));
+}
+
+#[test]
+fn a_network_of_both_families_needs_one_of_the_underlay() {
+    let (v4, v6) = (Families { v4: true, v6: false }, Families { v4: false, v6: true });
+    let both = Families { v4: true, v6: true };
+    let (ipv4, ipv6) = (Some(UnderlayFamily::Ipv4), Some(UnderlayFamily::Ipv6));
+    for (network, underlay, expected) in [
+        (v4, None, vec![v4]),
+        (v6, None, vec![v6]),
+        (both, None, vec![both, v4, v6]),
+        (both, ipv4, vec![both, v4]),
+        (both, ipv6, vec![v6]),
+        (v4, ipv6, vec![v6]),
+        (v6, ipv4, vec![v4]),
+    ] {
+        assert_eq!(underlay_families(network, underlay), expected, "{network:?} {underlay:?}");
+    }
 }
 
 #[test]

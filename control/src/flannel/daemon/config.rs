@@ -5,6 +5,7 @@
 //! network that our subnet is outside of. Then the daemon ends, so that the next one takes another subnet; but not at once,
 //! and not everywhere at once, because a mistyped network must not cost all pods of a cluster their addresses.
 
+use super::underlay_families;
 use crate::flannel::allocate::fits;
 use crate::flannel::netconf_changes::{Change, changes};
 use crate::flannel::{BackendConf, NetConf, Subnets};
@@ -101,7 +102,7 @@ impl ConfigNews {
         } else if !fits(conf, &self.own) {
             text += " (with another subnet: ours does not fit it)";
         }
-        if is_other_wire(&conf.backend, &self.used.backend) {
+        if is_other_wire(conf, &self.used) {
             text += "; until then it does not reach nodes that were started since";
         }
         text
@@ -114,11 +115,19 @@ fn is_ours(backend: &BackendConf) -> bool {
 }
 
 /// Whether nodes that go by two configs cannot reach each other.
-fn is_other_wire(a: &BackendConf, b: &BackendConf) -> bool {
-    match (a, b) {
+fn is_other_wire(a: &NetConf, b: &NetConf) -> bool {
+    match (&a.backend, &b.backend) {
+        (BackendConf::Udp { port: port_a, .. }, BackendConf::Udp { port: port_b, .. }) => {
+            port_a != port_b || prefers_ipv4(a) != prefers_ipv4(b)
+        }
         (BackendConf::Vxlan(a), BackendConf::Vxlan(b)) => (a.vni, a.port) != (b.vni, b.port),
-        _ => a != b,
+        (a, b) => a != b,
     }
+}
+
+/// Whether nodes reach each other over IPv4, where they have it.
+fn prefers_ipv4(conf: &NetConf) -> bool {
+    underlay_families(conf).first().is_some_and(|families| families.v4)
 }
 
 fn list(changes: &[Change]) -> String {
@@ -166,6 +175,29 @@ mod tests {
             assert!(news.note().starts_with("the network config has changed: "), "{}", news.note());
             assert_eq!(news.ended(now + 2 * GRACE).is_some(), expected, "{seen}");
             assert!(news.ended(now + GRACE - Duration::from_millis(1)).is_none(), "{seen}");
+        }
+    }
+
+    #[test]
+    fn nodes_that_were_started_since_are_out_of_reach_where_the_wire_is_another() {
+        let udp = |keys: &str| format!(r#"{{"Network": "10.5.0.0/16", "Backend": {{"Type": "udp"{keys}}}}}"#);
+        let vxlan = |keys: &str| udp(keys).replace("udp", "vxlan");
+        let dual = |conf: String| conf.replacen('{', r#"{"EnableIPv6": true, "IPv6Network": "fd05::/48", "#, 1);
+        let (ipv4, ipv6) = (r#", "Underlay": "ipv4""#, r#", "Underlay": "ipv6""#);
+        for (used, seen, expected) in [
+            (udp(""), udp(r#", "Port": 9"#), true),
+            (udp(""), udp(ipv4), false),
+            (udp(""), udp(ipv6), true),
+            (udp(""), dual(udp("")), false),
+            (dual(udp("")), dual(udp(ipv6)), true),
+            (dual(udp(ipv6)), dual(udp(ipv4)), true),
+            (udp(""), vxlan(""), true),
+            (vxlan(""), vxlan(r#", "VNI": 7"#), true),
+            (vxlan(""), vxlan(r#", "MTU": 1400"#), false),
+        ] {
+            let mut news = news(&used, GRACE);
+            news.learn(Ok(conf(&seen)), Instant::now());
+            assert_eq!(news.note().contains("does not reach nodes"), expected, "{used} {seen}: {}", news.note());
         }
     }
 

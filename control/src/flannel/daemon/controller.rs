@@ -16,7 +16,7 @@ use super::health::Ready;
 use super::peers::Peers;
 use super::rules::TrafficRules;
 use super::signals::Signals;
-use super::{describe_external, describe_own, families};
+use super::{describe_external, describe_own, underlay_families};
 use crate::agenda::Agenda;
 use crate::causes;
 use crate::daemon::ProcessHandle;
@@ -78,7 +78,8 @@ pub struct Controller {
     backend_name: String,
     external: ExternalInterface,
     interface: InterfaceOptions,
-    families: Families,
+    /// What the underlay is chosen by.
+    underlay_families: Vec<Families>,
     rules: Option<TrafficRules>,
     resync: Duration,
     subnet_file: PathBuf,
@@ -141,7 +142,7 @@ impl Controller {
             backend_name: conf.backend.name().to_owned(),
             external,
             interface,
-            families: families(conf),
+            underlay_families: underlay_families(conf),
             rules: None,
             resync: flags.resync,
             subnet_file: flags.subnet_file.clone(),
@@ -338,8 +339,8 @@ impl Controller {
     }
 
     fn follow_underlay(&mut self) {
-        let selected = match external::discover(&mut self.netlink, &self.interface, self.families, Some(&self.external))
-        {
+        let (wanted, in_use) = (&self.underlay_families, Some(&self.external));
+        let selected = match external::discover(&mut self.netlink, &self.interface, wanted, in_use) {
             Ok(selected) => selected,
             Err(error) => {
                 let said = causes::text(&error);

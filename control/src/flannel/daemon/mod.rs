@@ -21,7 +21,7 @@ use self::health::Ready;
 use self::rules::TrafficRules;
 use self::signals::Signals;
 use crate::backend::host_gw::HostGw;
-use crate::backend::udp::{Udp, UdpOptions, tunnel_name};
+use crate::backend::udp::{self, Udp, UdpOptions, tunnel_name};
 use crate::backend::vxlan::{PreviousMacs, VxlanBackend};
 use crate::causes;
 use crate::flannel::external::{self, ExternalError, Families, InterfaceOptions};
@@ -115,7 +115,7 @@ pub fn run(flags: &Flags) -> Result<(), DaemonError> {
     }
     let mut netlink = Netlink::open()?;
     let interface = interface_options(flags);
-    let selected = external::discover(&mut netlink, &interface, families(&conf), None)?;
+    let selected = external::discover(&mut netlink, &interface, &underlay_families(&conf), None)?;
     selected.notes.iter().for_each(|note| warn!("{note}"));
     let external = selected.external;
     info!("underlay: {}", describe_external(&external));
@@ -185,7 +185,7 @@ fn make_backend(
 ) -> Result<Box<dyn Backend>, DaemonError> {
     let failed = |source| DaemonError::Backend { name: conf.backend.name().to_owned(), source };
     Ok(match &conf.backend {
-        BackendConf::Udp { port } => {
+        BackendConf::Udp { port, .. } => {
             let options = UdpOptions {
                 port: *port,
                 v4: conf.v4.is_some(),
@@ -237,6 +237,15 @@ fn interface_options(flags: &Flags) -> InterfaceOptions {
 
 fn families(conf: &NetConf) -> Families {
     Families { v4: conf.v4.is_some(), v6: conf.v6.is_some() }
+}
+
+/// Of which families the underlay has to have addresses, in the order of preference: each of the overlay's for the kernel's
+/// backends, whose two families travel apart.
+fn underlay_families(conf: &NetConf) -> Vec<Families> {
+    match conf.backend {
+        BackendConf::Udp { underlay, .. } => udp::underlay_families(families(conf), underlay),
+        _ => vec![families(conf)],
+    }
 }
 
 fn describe(conf: &NetConf) -> String {

@@ -9,6 +9,8 @@
 //! [`select`] is a function of what [`Underlay::read`] has read, so that it can be asked again while running: an address
 //! or MTU that changed gives another [`ExternalInterface`].
 //!
+//! Where a backend can do with one family of several, [`select_first`] is told in which order to try.
+//!
 //! Two things differ from flannel. A public IP that is not local (behind a NAT) does not stop the daemon: the default
 //! route's interface carries the tunnel and peers are told the public IP. And an option that names an interface without
 //! a usable address is passed over with its reason instead of being the answer.
@@ -37,12 +39,13 @@ pub struct InterfaceOptions {
     pub public_ipv6: Option<Ipv6Addr>,
 }
 
-/// The address families of a cluster's network.
+/// Address families: those of a cluster's network (`EnableIPv4`, `EnableIPv6`), or those that an interface has to have an
+/// address of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Families {
-    /// `EnableIPv4`.
+    /// IPv4.
     pub v4: bool,
-    /// `EnableIPv6`.
+    /// IPv6.
     pub v6: bool,
 }
 
@@ -136,20 +139,63 @@ impl Underlay {
     }
 }
 
-/// Reads this host and chooses; see [`select`].
+/// Reads this host and chooses; see [`select_first`].
 ///
 /// # Errors
 /// As [`select`], and the kernel's.
 pub fn discover(
     netlink: &mut Netlink,
     options: &InterfaceOptions,
-    families: Families,
+    wanted: &[Families],
     previous: Option<&ExternalInterface>,
 ) -> Result<Selection, ExternalError> {
-    select(options, families, &Underlay::read(netlink, options)?, previous)
+    select_first(options, wanted, &Underlay::read(netlink, options)?, previous)
 }
 
-/// Chooses the interface, its address for each family of the cluster, and what peers are told. `previous` is the choice
+/// Chooses as [`select`] does, for the first of the `wanted` families that there is an answer for; one of link-local
+/// addresses counts only where no other does. While a choice is in use, its family stays: an interface that loses its IPv4
+/// address for a moment does not send the node to where no peer looks for it.
+///
+/// # Errors
+/// Those of the first.
+///
+/// # Panics
+/// If nothing is wanted.
+pub fn select_first(
+    options: &InterfaceOptions,
+    wanted: &[Families],
+    underlay: &Underlay,
+    previous: Option<&ExternalInterface>,
+) -> Result<Selection, ExternalError> {
+    let keeps_family = |families: &Families| match previous {
+        None => true,
+        Some(previous) if previous.addr.is_some() => families.v4,
+        Some(_) => families.v6,
+    };
+    let (mut link_local, mut refusal) = (None, None);
+    for families in wanted.iter().filter(|families| keeps_family(families)) {
+        match select(options, *families, underlay, previous) {
+            Ok(selection) if is_link_local(&selection.external) => drop(link_local.get_or_insert(selection)),
+            Ok(selection) => return Ok(selection),
+            Err(error) => drop(refusal.get_or_insert(error)),
+        }
+    }
+    match (link_local, refusal) {
+        (Some(selection), _) => Ok(selection),
+        (None, Some(error)) => Err(error),
+        (None, None) => unreachable!("some families are wanted, and those in use were among them"),
+    }
+}
+
+/// Whether the address that a tunnel would use is one of a single link.
+fn is_link_local(external: &ExternalInterface) -> bool {
+    match (external.addr, external.addr_v6) {
+        (Some(addr), _) => addr.is_link_local(),
+        (None, addr) => addr.is_some_and(|addr| addr.is_unicast_link_local()),
+    }
+}
+
+/// Chooses the interface, its address for each family, and what peers are told. `previous` is the choice
 /// that is in use: where the options leave several addresses of the interface to choose from, its address stays for as
 /// long as it is usable.
 ///

@@ -248,3 +248,36 @@ fn refusals_name_what_was_looked_at_and_the_remedy() {
     broken.links[1].mtu = 0;
     assert!(refusal(&iface(&["eth0"]), V4, &broken).contains("the MTU of eth0 is 0"));
 }
+
+#[test]
+fn the_first_wanted_families_that_a_link_has_are_taken_and_the_one_in_use_stays() {
+    let wanted = [DUAL, V4, V6];
+    let mut host = host();
+    let first = |host: &Underlay, previous: Option<&ExternalInterface>| {
+        select_first(&iface(&["eth0"]), &wanted, host, previous).map(|selection| selection.external)
+    };
+    let both = first(&host, None).unwrap();
+    assert!(both.addr.is_some() && both.public_v6.is_some(), "{both:?}");
+    let all = host.addresses.clone();
+    // Without IPv6 it is IPv4, without IPv4 it is IPv6, and neither is IPv4 of one link.
+    host.addresses.retain(|state| state.address.ip().is_ipv4());
+    let v4 = first(&host, None).unwrap();
+    assert_eq!((v4.addr, v4.addr_v6, v4.public_v6), (both.addr, None, None));
+    host.addresses = all.clone();
+    host.addresses.retain(|state| state.address.ip().is_ipv6());
+    let v6 = first(&host, None).unwrap();
+    assert_eq!((v6.addr, v6.public, v6.addr_v6), (None, None, both.addr_v6));
+    host.addresses.push(state(2, "169.254.7.7"));
+    assert_eq!(first(&host, None).unwrap(), v6);
+    // A node that sends from IPv4 waits for it to come back; one that sends from IPv6 takes IPv4 once there is some.
+    host.addresses.pop();
+    assert!(first(&host, Some(&both)).unwrap_err().to_string().contains("no usable IPv4 address"));
+    assert_eq!(first(&host, Some(&v6)).unwrap(), v6);
+    host.addresses = all;
+    assert_eq!(first(&host, Some(&v6)).unwrap(), both);
+    // With nothing but an address of one link, that is better than nothing.
+    host.addresses = vec![state(2, "169.254.7.7")];
+    assert_eq!(first(&host, None).unwrap().addr.unwrap().to_string(), "169.254.7.7");
+    host.addresses.clear();
+    assert!(first(&host, None).is_err());
+}

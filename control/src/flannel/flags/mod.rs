@@ -12,6 +12,7 @@ mod tests;
 pub use parse::FlagError;
 pub use table::{FLAGS, Flag, Kind, PREFIX, Scope};
 
+use crate::flannel::annotations::Annotations;
 use parse::{Asked, Values, boolean, integer};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,6 +29,8 @@ const WORKERS_MAX: i64 = 64;
 const RESYNC_MAX: i64 = 24 * 60 * 60;
 /// Longest `--network-grace`, in seconds: a day.
 const GRACE_MAX: i64 = 24 * 60 * 60;
+/// The flag whose value is the beginning of names.
+const ANNOTATION_PREFIX: &str = "kube-annotation-prefix";
 /// Values of weftd's own flags.
 const PEER_CHECKS: [&str; 3] = ["strict", "log", "off"];
 const ENGINES: [&str; 3] = ["auto", "uring", "epoll"];
@@ -198,6 +201,9 @@ impl Given {
     }
 
     fn refuse_kubernetes(&self) -> Result<(), Refused> {
+        // What Kubernetes' own flannel would not start with is a mistake, whichever registry is meant.
+        let prefix = self.text(ANNOTATION_PREFIX);
+        Annotations::new(prefix).map_err(|why| wrong(ANNOTATION_PREFIX, prefix, &why))?;
         for flag in FLAGS.iter().filter(|flag| flag.scope == Scope::Kubernetes) {
             let is_default = match flag.kind {
                 Kind::Bool => boolean(flag.default) == Some(self.boolean(flag.name)?),

@@ -149,6 +149,10 @@ fn a_wrong_command_line_is_refused_with_what_was_expected() {
         (&["-"], "is not a flag"),
         (&["--", "more"], "\"more\" is not a flag"),
         (&["--v=much"], "expected a number"),
+        (&["--kube-annotation-prefix=org"], "\"org\" is no domain name of several parts"),
+        (&["--kube-annotation-prefix=org.com/a/b"], "more than one slash"),
+        (&["--kube-annotation-prefix="], "is no domain name"),
+        (&["--kube-subnet-mgr", "--kube-annotation-prefix=org.COM"], "--kube-annotation-prefix"),
     ] {
         assert!(refusal(arguments).contains(expected), "{arguments:?}: {}", refusal(arguments));
         assert!(matches!(read_with(arguments, &[]), Err(Refused::Usage(_))), "{arguments:?}");
@@ -163,6 +167,12 @@ fn a_wrong_command_line_is_refused_with_what_was_expected() {
 fn kubernetes_is_refused_unless_it_is_not_asked_for() {
     assert!(refusal(&["--kube-subnet-mgr"]).contains("takes leases from etcd only"));
     assert!(read_with(&["--kube-subnet-mgr=false", "--set-node-network-unavailable=true"], &[]).is_ok());
+    // A prefix that stock flannel takes is no mistake, but is of no use here; its default is.
+    for prefix in ["org.com/9", "flannel.alpha.coreos.com/"] {
+        let refused = read_with(&[&format!("--kube-annotation-prefix={prefix}")], &[]);
+        assert!(matches!(refused, Err(Refused::Unsupported(_))), "{refused:?}");
+    }
+    assert!(read_with(&["--kube-annotation-prefix=flannel.alpha.coreos.com"], &[]).is_ok());
 }
 
 #[test]

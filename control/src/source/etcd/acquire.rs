@@ -5,7 +5,7 @@ use super::gateway::{Gateway, Outcome};
 use super::wire::{Condition, Kv};
 use super::{EtcdError, EtcdOptions};
 use crate::flannel::allocate::{Held, allocate, reusable};
-use crate::flannel::record::{claim_of, key_name, parse_value, write_value};
+use crate::flannel::record::{claim_of, directory_name, key_name, parse_value, write_value};
 use crate::flannel::{FlannelLease, LeaseAttrs, NetConf, Subnets};
 use std::time::{Duration, Instant, SystemTime};
 use tracing::{info, warn};
@@ -18,7 +18,7 @@ const PAUSE_MS_MAX: u64 = 100;
 /// Our record as it stands in etcd.
 #[derive(Clone, Debug)]
 pub struct OwnRecord {
-    /// `PREFIX/subnets/NAME`.
+    /// `PREFIX/subnets/NAME`, or that of a lease of IPv6 alone.
     pub key: String,
     /// What it is a claim on.
     pub subnets: Subnets,
@@ -42,9 +42,14 @@ impl OwnRecord {
     }
 }
 
-/// `PREFIX/subnets/`: all leases are directly below.
-pub fn directory(options: &EtcdOptions) -> String {
-    format!("{}/subnets/", options.prefix.trim_end_matches('/'))
+/// `PREFIX/subnets/`, or that of a network of IPv6 alone: all leases are directly below.
+pub fn directory(options: &EtcdOptions, conf: &NetConf) -> String {
+    format!("{}/{}/", options.prefix.trim_end_matches('/'), directory_name(conf.v4.is_some()))
+}
+
+/// The directory that a lease's key is in.
+pub fn directory_of(key: &str) -> &str {
+    &key[..key.rfind('/').map_or(0, |slash| slash + 1)]
 }
 
 /// Gets a lease by flannel's rules.
@@ -55,7 +60,7 @@ pub fn acquire(
     attrs: &LeaseAttrs,
     previous: &Subnets,
 ) -> Result<OwnRecord, EtcdError> {
-    let directory = directory(options);
+    let directory = directory(options, conf);
     let mut granted = None;
     let result = acquire_on(gateway, options, conf, attrs, previous, &directory, &mut granted);
     // A lease that no key lives on is of no use to anybody.
@@ -106,11 +111,7 @@ fn acquire_on(
         let Some(subnets) = allocate(conf, previous, &held, &mut |count| fastrand::usize(..count)) else {
             return Err(out_of_subnets(conf, held.len()));
         };
-        let Some(name) = key_name(&subnets) else {
-            return Err(EtcdError::Config(
-                "network config: EnableIPv4 is false; in etcd a lease has no key without an IPv4 subnet".into(),
-            ));
-        };
+        let name = key_name(&subnets).expect("a network config has a family, and an allocation its subnets");
         if let Some(own) = create(gateway, options, format!("{directory}{name}"), subnets, attrs, granted)? {
             return Ok(own);
         }
@@ -207,16 +208,20 @@ fn write(
 /// What a record is to the choice of a subnet. `None`: its key claims nothing.
 pub fn held(directory: &str, kv: &Kv) -> Option<Held> {
     let name = std::str::from_utf8(kv.key.strip_prefix(directory.as_bytes())?).ok()?;
-    let subnets = claim_of(name)?;
+    let is_ipv6_alone = directory.ends_with(&format!("/{}/", directory_name(false)));
+    let subnets = claim_of(name).filter(|subnets| subnets.v4.is_none() == is_ipv6_alone)?;
     // A key that is not spelled as flannel spells it takes up its subnet, but is nobody's to go on with.
     let is_plain = key_name(&subnets).is_some_and(|plain| plain == name);
     Some(Held { subnets, attrs: parse_value(&kv.value).ok().filter(|_| is_plain) })
 }
 
 fn out_of_subnets(conf: &NetConf, count: usize) -> EtcdError {
-    let pool = conf.v4.map(|pool| format!("{} in /{}", pool.network, pool.subnet_len)).unwrap_or_default();
+    let v4 = conf.v4.map(|pool| format!("{} in /{}", pool.network, pool.subnet_len));
+    let v6 = conf.v6.map(|pool| format!("{} in /{}", pool.network, pool.subnet_len));
+    let pools: Vec<String> = [v4, v6].into_iter().flatten().collect();
     EtcdError::NoSubnet(format!(
-        "out of subnets: none of {pool} between SubnetMin and SubnetMax is free, with {count} leases in etcd; \
-         widen Network, lengthen SubnetLen, or delete leases of nodes that are gone"
+        "out of subnets: none of {} between SubnetMin and SubnetMax is free, with {count} leases in etcd; \
+         widen Network, lengthen SubnetLen, or delete leases of nodes that are gone",
+        pools.join(", or none of ")
     ))
 }

@@ -11,7 +11,7 @@
 //!                                     --> another node's -----------------> OwnLost
 //! ```
 
-use super::acquire::{OwnRecord, adopt, create, held};
+use super::acquire::{OwnRecord, adopt, create, directory_of, held};
 use super::gateway::Gateway;
 use super::wire::Kv;
 use super::{EtcdError, EtcdOptions, Shared};
@@ -201,7 +201,7 @@ impl Keeper {
 
     fn create_again(&mut self) -> Result<Found, EtcdError> {
         let (key, subnets) = (self.own.key.clone(), self.own.subnets);
-        let directory = &key[..key.rfind('/').map_or(0, |slash| slash + 1)];
+        let directory = directory_of(&key);
         // The key of a claim on the same addresses need not be ours: lengths and families differ.
         for kv in self.gateway.list(directory)?.kvs {
             let OwnLease { network, network_v6, .. } = self.networks;

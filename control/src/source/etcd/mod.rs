@@ -137,7 +137,7 @@ impl Registry {
     pub fn watch(self, conf: &NetConf, acquired: Acquired, wake: impl Fn() + Send + Sync + Clone + 'static) -> Watch {
         let Registry { gateway, options } = self;
         let record = acquired.record;
-        let directory = acquire::directory(&options);
+        let directory = acquire::directory(&options, conf);
         let peers = Peers::new(directory, conf, record.subnets, record.attrs.clone(), options.lease_ttl);
         let (events_in, events) = mpsc::channel();
         let (orders, orders_out) = mpsc::channel();

@@ -20,11 +20,11 @@ use std::time::{Duration, SystemTime};
 /// All records below one directory, and what was told of them.
 #[derive(Debug)]
 pub struct Peers {
-    /// `PREFIX/subnets/`.
+    /// `PREFIX/subnets/`, or that of a network of IPv6 alone.
     directory: String,
     network: Option<Ipv4Net>,
     network_v6: Option<Ipv6Net>,
-    /// `SubnetLen`.
+    /// `SubnetLen`, and `IPv6SubnetLen` of a network of IPv6 alone.
     subnet_len: Option<u8>,
     own: Subnets,
     own_attrs: LeaseAttrs,
@@ -56,7 +56,7 @@ impl Peers {
     pub fn new(directory: String, conf: &NetConf, own: Subnets, own_attrs: LeaseAttrs, lease_ttl: Duration) -> Peers {
         let (network, network_v6) = (conf.network(), conf.network_v6());
         let (records, told, complaints) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let subnet_len = conf.v4.map(|pool| pool.subnet_len);
+        let subnet_len = conf.v4.map(|pool| pool.subnet_len).or(conf.v6.map(|pool| pool.subnet_len));
         Peers { directory, network, network_v6, subnet_len, own, own_attrs, lease_ttl, records, told, complaints }
     }
 
@@ -152,8 +152,12 @@ impl Peers {
     }
 
     fn has_wanted_len(&self, record: &Record) -> bool {
-        let v4 = record.read.as_ref().ok().and_then(|(subnets, _)| subnets.v4);
-        v4.map(|net| net.prefix_len()) == self.subnet_len
+        let Ok((subnets, _)) = &record.read else { return false };
+        let len = match self.network {
+            Some(_) => subnets.v4.map(|net| net.prefix_len()),
+            None => subnets.v6.map(|net| net.prefix_len()),
+        };
+        len == self.subnet_len
     }
 
     /// `None`: our own.
@@ -162,14 +166,18 @@ impl Peers {
         if *subnets == self.own {
             return Ok(None);
         }
+        match (self.network, subnets.v4) {
+            (Some(_), None) => return Err("it is of IPv6 alone, and so not of this network".into()),
+            (None, Some(_)) => return Err("it has an IPv4 subnet, and the network has none".into()),
+            _ => {}
+        }
         if is_whole(self.network, self.network_v6, subnets) {
             return Err("it claims the whole overlay network".into());
         }
         if overlaps(subnets, &self.own) {
             return Err("it overlaps our own subnet".into());
         }
-        let is_outside = |net: Ipv4Net| self.network.is_none_or(|network| !network.contains(&net));
-        if subnets.v4.is_some_and(is_outside) {
+        if subnets.v4.is_some_and(|net| self.network.is_some_and(|network| !network.contains(&net))) {
             return Err("it is outside the overlay network".into());
         }
         // A node without IPv6 has no use for that half; what it says is nobody's business here.
@@ -182,7 +190,7 @@ impl Peers {
             return Err(why);
         }
         if is_same_node(attrs, &self.own_attrs) {
-            return Err("its PublicIP is our own; another node with that address, or a lease that we had".into());
+            return Err("its public IP is our own; another node with that address, or a lease that we had".into());
         }
         if !claims.take(&subnets) {
             return Err("it overlaps another lease, which is older or of the length that SubnetLen wants".into());

@@ -1,6 +1,7 @@
 use super::*;
 use crate::flannel::record::write_value;
 use proptest::prelude::*;
+use std::net::Ipv6Addr;
 
 const DIRECTORY: &str = "/p/subnets/";
 
@@ -147,4 +148,37 @@ proptest! {
             prop_assert_eq!(&told, &listed);
         }
     }
+}
+
+#[test]
+fn a_network_of_ipv6_alone_has_peers_of_ipv6_alone() {
+    let conf = NetConf::parse(r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd05::/48"}"#).unwrap();
+    let own = Subnets { v4: None, v6: Some("fd05:0:0:9::/64".parse().unwrap()) };
+    let attrs_v6 = |last: u16| LeaseAttrs {
+        public_ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last)),
+        ..LeaseAttrs::default()
+    };
+    let mut peers = Peers::new(DIRECTORY.into(), &conf, own, attrs_v6(9), Duration::from_secs(60));
+    let kv_v6 = |name: &str, last: u16, revision: i64| Kv {
+        value: write_value(&attrs_v6(last)).into_bytes(),
+        ..kv(name, "192.0.2.2", revision)
+    };
+    let change = peers.replace(vec![
+        kv_v6("fd05::-48", 1, 1),
+        kv_v6("fd05:0:0:1::-63", 1, 2),
+        kv_v6("fd05:0:0:1::-64", 2, 3),
+        kv_v6("fd05:0:0:2::-64", 9, 4),
+        kv_v6("fd06:0:0:2::-64", 3, 5),
+        kv_v6("10.5.1.0-24&fd05:0:0:3::-64", 4, 6),
+        kv_v6("fd05:0:0:9::-64", 9, 7),
+        kv("10.5.1.0-24", "192.0.2.5", 8),
+    ]);
+    let [LeaseEvent::Snapshot(found)] = change.events.as_slice() else { panic!("{change:?}") };
+    let found: Vec<String> = found.iter().map(|lease| lease.subnets.v6.unwrap().to_string()).collect();
+    assert_eq!(found, ["fd05:0:0:1::/64"]);
+    // All but the good one and our own, one sentence each.
+    assert_eq!(change.complaints.len(), 6, "{change:?}");
+    let mut plain = plain();
+    let change = plain.replace(vec![kv("fd05:0:0:1::-64", "192.0.2.7", 1)]);
+    assert!(change.complaints[0].contains("IPv6 alone"), "{change:?}");
 }

@@ -68,7 +68,7 @@ impl Watcher {
         keeper: Sender<Order>,
         stop: Receiver<()>,
     ) -> Watcher {
-        let directory = super::acquire::directory(options);
+        let directory = super::acquire::directory_of(own_key).to_owned();
         let own_key = own_key.as_bytes().to_vec();
         let heartbeat = options.heartbeat;
         Watcher { gateway, directory, own_key, config, heartbeat, shared, keeper, stop, position: None, trouble: None }

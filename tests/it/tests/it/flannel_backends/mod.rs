@@ -77,7 +77,7 @@ fn stranger(number: u8, mac: &str, public: &str) -> FlannelLease {
 /// `u0`, as `--iface u0` finds it.
 fn external(node: &Node, families: Families) -> Result<ExternalInterface> {
     let options = InterfaceOptions { iface: vec!["u0".into()], ..Default::default() };
-    Ok(discover(&mut node.netlink()?, &options, families, None)?.external)
+    Ok(discover(&mut node.netlink()?, &options, &[families], None)?.external)
 }
 
 impl<B: Backend + Send> Member<B> {

@@ -26,7 +26,7 @@ fn what_a_config_says_by_now_is_told_and_changes_nothing() -> Result<()> {
     let Some((cluster, mut daemons, pods)) = joined(CONFIG, &["--network-grace=60"])? else { return Ok(()) };
     let files: Vec<String> =
         daemons.iter().map(|daemon| fs::read_to_string(&daemon.subnet_file)).collect::<Result<_, _>>()?;
-    lossless(&pods, addresses(&daemons)?, 10, || {
+    lossless(&pods, addresses(&daemons)?, || {
         let all_say = |text: &str| daemons.iter().try_for_each(|daemon| daemon.says(text).map(drop));
         // The same, written otherwise; what follows shows that it was seen.
         put(&cluster, r#"{  "backend": {"Port": 8285, "type": "UDP"}, "NETWORK": "10.5.0.0/16", "SubnetLen": 24 }"#)?;
@@ -69,7 +69,7 @@ fn a_changed_config_is_told_after_etcd_was_away_and_by_itself_that_is_no_news() 
     let Some((mut cluster, daemons, pods)) = joined(CONFIG, &[])? else { return Ok(()) };
     let addresses = addresses(&daemons)?;
     let etcd = std::cell::RefCell::new(&mut cluster.etcd);
-    lossless(&pods, addresses, 10, || {
+    lossless(&pods, addresses, || {
         let mut etcd = etcd.borrow_mut();
         etcd.stop()?;
         etcd.start_again()?;
@@ -94,7 +94,7 @@ fn moves_with(backend: &str) -> Result<()> {
     let Some((cluster, mut daemons, pods)) = joined(&config("10.5.0.0/16"), &[])? else { return Ok(()) };
     let addresses = addresses(&daemons)?;
     let keys = [daemons[0].key()?, daemons[1].key()?];
-    lossless(&pods, addresses, 8, || {
+    lossless(&pods, addresses, || {
         put(&cluster, &config("10.77.0.0/16"))?;
         for daemon in &mut daemons {
             let status = daemon.process.wait(TIMEOUT)?;
@@ -103,6 +103,8 @@ fn moves_with(backend: &str) -> Result<()> {
             let said = "is outside of the network 10.77.0.0/16; lease, rules and data path stay as they are";
             ensure!(log.contains(said), "{log}");
         }
+        // What goes with a daemon goes at once or a little later.
+        std::thread::sleep(Duration::from_secs(2));
         Ok(())
     })?;
     for key in &keys {

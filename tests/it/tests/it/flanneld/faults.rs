@@ -269,3 +269,70 @@ fn a_peer_that_moves_is_followed_and_a_renewal_changes_nothing() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn the_death_of_one_of_three_etcd_members_is_not_noticed_by_traffic() -> Result<()> {
+    let Some(mut cluster) = Cluster::new(2, "")? else { return Ok(()) };
+    let switch = cluster.switch();
+    let places = [251, 252, 253].map(|number| IpAddr::from([192, 0, 2, number]));
+    for place in places {
+        switch.address("br0", &format!("{place}/24"))?;
+    }
+    let mut members = Etcd::start_cluster_on(&switch, &places)?;
+    // The cluster's own etcd is not needed.
+    cluster.etcd.stop()?;
+    members[0].put(&format!("{PREFIX}/config"), CONFIG)?;
+    let endpoints: Vec<String> = members.iter().map(Etcd::url).collect();
+    let mut daemons: Vec<Daemon> = cluster
+        .hosts
+        .iter()
+        .map(|host| Daemon::start(host, &endpoints.join(","), "subnet.env", &[]))
+        .collect::<Result<_>>()?;
+    for daemon in &mut daemons {
+        daemon.joined()?;
+    }
+    let pods = cluster.pods(&daemons)?;
+    let leads_to = |third: u8, host: u8| {
+        for host_of_daemon in &cluster.hosts {
+            // Electing another leader takes a second or two.
+            eventually(TIMEOUT * 2, || {
+                let answer = host_of_daemon.client("flannel")?.get(IpAddr::from([10, 5, third, 1]))?;
+                let found = answer.route.map(|route| route.peer.addr.ip());
+                ensure!(found == Some(IpAddr::from([192, 0, 2, host])), "it leads to {found:?}");
+                Ok(())
+            })?;
+        }
+        anyhow::Ok(())
+    };
+    let put = |member: &Etcd, third: u8, host: u8| {
+        let (key, value) = (
+            format!("{PREFIX}/subnets/10.5.{third}.0-24"),
+            format!(r#"{{"PublicIP":"192.0.2.{host}","PublicIPv6":null}}"#),
+        );
+        eventually(TIMEOUT * 2, || member.put(&key, &value))
+    };
+    put(&members[1], 201, 61)?;
+    leads_to(201, 61)?;
+    lossless(&pods, addresses(&daemons)?, || {
+        // The first endpoint is the one that is asked.
+        members[0].stop()?;
+        for daemon in &daemons {
+            daemon.says(&endpoints[0])?;
+        }
+        put(&members[1], 202, 62)?;
+        leads_to(202, 62)?;
+        // Its lease is looked after all the same.
+        let key = daemons[0].key()?;
+        eventually(TIMEOUT * 2, || members[1].delete(&key))?;
+        eventually(TIMEOUT * 2, || members[2].get(&key)?.with_context(|| format!("no {key}")))?;
+        // The first one comes back, and another goes: there is a majority again.
+        members[0].start_again()?;
+        members[1].stop()?;
+        put(&members[2], 203, 63)?;
+        leads_to(203, 63)
+    })?;
+    // One that starts while a member is away joins as ever.
+    members[2].put("/other/config", r#"{"Network": "10.9.0.0/16", "Backend": {"Type": "host-gw"}}"#)?;
+    let flags = ["--etcd-prefix=/other", "--iptables-forward-rules=false"];
+    Daemon::start(&cluster.hosts[0], &endpoints.join(","), "other.subnet.env", &flags)?.joined()
+}

@@ -1,4 +1,4 @@
-//! Joining: on each backend, several daemons on a host, races, both families.
+//! Joining: on each backend, several daemons on a host, races.
 
 use super::*;
 use crate::support::TUN;
@@ -143,37 +143,4 @@ fn two_nodes_that_race_for_one_subnet_get_two() -> Result<()> {
     third.joined()?;
     assert_eq!(third.subnet()?, daemons[1].subnet()?);
     Ok(())
-}
-
-#[test]
-fn both_families_travel_over_udp_between_nodes_that_say_so() -> Result<()> {
-    let config = r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd05::/48"}"#;
-    let Some(cluster) = Cluster::new(2, config)? else { return Ok(()) };
-    let daemons = cluster.join()?;
-    let pods = cluster.pods(&daemons)?;
-    let mut addresses = Vec::new();
-    for (pod, daemon) in pods.iter().zip(&daemons) {
-        let gateway: ipnet::Ipv6Net = daemon.env("FLANNEL_IPV6_SUBNET")?.parse()?;
-        let address = std::net::Ipv6Addr::from(u128::from(gateway.addr()) + 1);
-        pod.family(&format!("{address}/64"), &gateway.to_string())?;
-        addresses.push(address);
-    }
-    ping(&pods[0].node, &Ping::to(addresses[1].into()))?.reply()?;
-    ping(&pods[1].node, &Ping::to(addresses[0].into()))?.reply()?;
-    let records = cluster.etcd.list(&format!("{PREFIX}/subnets/"))?;
-    for record in records {
-        let value: Value = serde_json::from_str(&record.value)?;
-        ensure!(value["PublicIPv6"].as_str().is_some_and(|address| address.starts_with("2001:db8::")), "{value}");
-        assert_eq!(value["BackendData"]["weft"]["inner"], serde_json::json!(["ipv4", "ipv6"]));
-    }
-    Ok(())
-}
-
-#[test]
-fn a_network_of_ipv6_alone_is_refused_because_it_has_no_key_in_etcd() -> Result<()> {
-    let config = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd05::/48"}"#;
-    let Some(cluster) = Cluster::new(1, config)? else { return Ok(()) };
-    let mut daemon = cluster.start(1, &[])?;
-    daemon.says("EnableIPv4 is false; in etcd a lease has no key without an IPv4 subnet")?;
-    daemon.end()
 }

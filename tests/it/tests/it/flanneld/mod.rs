@@ -4,11 +4,13 @@
 //!   etcd 192.0.2.250 --.                  pod 10.5.n.2 --- 10.5.n.1 h1
 //!   h1   192.0.2.1 ----+-- switch br0       (n: the subnet that the daemon got)
 //!   h2   192.0.2.2 ----|
-//!   h3   192.0.2.3 ----'
+//!   h3   192.0.2.3 ----'                  host n also has 2001:db8::n, and the etcd 2001:db8::fa
 //! ```
 
+mod acceptance;
 mod config;
 mod faults;
+mod ipv6;
 mod joins;
 mod kernel;
 mod refusals;
@@ -17,13 +19,15 @@ mod stock;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde_json::Value;
+use weft_control::flannel::record::{directory_name, key_name};
+use weft_control::flannel::{SubnetEnv, Subnets};
 use weft_lab::topology::{Pod, Switched};
 use weft_lab::udp::Stream;
 use weft_lab::{Etcd, Lab, Link, Node, Ping, Process, TIMEOUT, eventually, ping, udp};
@@ -34,6 +38,8 @@ use crate::weft::Weft;
 const PREFIX: &str = "/coreos.com/network";
 /// etcd's address on the switch.
 const ETCD: &str = "192.0.2.250";
+/// The same on a switch where etcd is reached over IPv6.
+const ETCD_V6: &str = "2001:db8::fa";
 /// How long a daemon has to join (flannel's own test suite gives it as long).
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between datagrams of a stream that must not suffer.
@@ -46,7 +52,7 @@ struct Cluster {
     hosts: Vec<Weft>,
     etcd: Etcd,
     /// The cables and the switch, which last as long as the hosts.
-    _underlay: (Vec<Link>, Node),
+    underlay: (Vec<Link>, Node),
     lab: Lab,
 }
 
@@ -54,14 +60,34 @@ impl Cluster {
     /// `host_count` hosts, and this network config in etcd.
     fn new(host_count: u8, config: &str) -> Result<Option<Self>> {
         let Some(lab) = Lab::start() else { return Ok(None) };
-        let Switched { links, hosts, switch } = Switched::new(&lab, host_count, 1500)?;
-        switch.address("br0", &format!("{ETCD}/24"))?;
-        let etcd = Etcd::start_on(&switch, ETCD.parse()?)?;
+        let switched = Switched::new(&lab, host_count, 1500)?;
+        Self::build(lab, switched, config, ETCD, 24).map(Some)
+    }
+
+    /// The same on an underlay that has both families, and an etcd that is reached over IPv6; or on one without IPv4.
+    fn over_ipv6(host_count: u8, config: &str, has_ipv4: bool) -> Result<Option<Self>> {
+        let Some(lab) = Lab::start() else { return Ok(None) };
+        let switched = match has_ipv4 {
+            true => Switched::new(&lab, host_count, 1500)?,
+            false => Switched::ipv6_only(&lab, host_count, 1500)?,
+        };
+        Self::build(lab, switched, config, ETCD_V6, 64).map(Some)
+    }
+
+    fn build(lab: Lab, switched: Switched, config: &str, address: &str, prefix_len: u8) -> Result<Self> {
+        let Switched { links, hosts, switch } = switched;
+        switch.address("br0", &format!("{address}/{prefix_len}"))?;
+        let etcd = Etcd::start_on(&switch, address.parse()?)?;
         if !config.is_empty() {
             etcd.put(&format!("{PREFIX}/config"), config)?;
         }
         let hosts = hosts.iter().map(|node| Weft::new(&lab, node)).collect::<Result<_>>()?;
-        Ok(Some(Self { hosts, etcd, _underlay: (links, switch), lab }))
+        Ok(Self { hosts, etcd, underlay: (links, switch), lab })
+    }
+
+    /// The switch, on which etcd runs.
+    fn switch(&self) -> Node {
+        self.underlay.1.clone()
     }
 
     /// Starts the daemon on host `number`, counted from 1, with more flags.
@@ -85,18 +111,24 @@ impl Cluster {
             (1..).zip(daemons).map(|(number, daemon)| self.pod(number, daemon)).collect::<Result<_>>()?;
         for (from, pod) in pods.iter().enumerate() {
             for (to, other) in daemons.iter().enumerate().filter(|(to, _)| *to != from) {
-                eventually(TIMEOUT, || ping(&pod.node, &Ping::quick(other.pod()?.into()))?.reply())
-                    .with_context(|| format!("from pod {} to pod {}", from + 1, to + 1))?;
+                for address in other.pod_addresses()? {
+                    eventually(TIMEOUT, || ping(&pod.node, &Ping::quick(address))?.reply())
+                        .with_context(|| format!("from pod {} to pod {} at {address}", from + 1, to + 1))?;
+                }
             }
         }
         Ok(pods)
     }
 
+    /// A pod with an address of each family that the daemon's subnet file has.
     fn pod(&self, number: usize, daemon: &Daemon) -> Result<Pod> {
         let (host, mtu) = (&self.hosts[number - 1].node, daemon.env("FLANNEL_MTU")?.parse()?);
-        let gateway = daemon.env("FLANNEL_SUBNET")?;
-        let address = format!("{}/{}", daemon.pod()?, daemon.subnet()?.prefix_len());
-        Pod::behind(&self.lab, host, &format!("pod{number}"), &address, &gateway, mtu)
+        let families: Vec<(String, String)> =
+            daemon.nets()?.into_iter().map(|net| (with_len(net, 2), with_len(net, 1))).collect();
+        let ((address, gateway), others) = families.split_first().context("no subnet")?;
+        let pod = Pod::behind(&self.lab, host, &format!("pod{number}"), address, gateway, mtu)?;
+        others.iter().try_for_each(|(address, gateway)| pod.family(address, gateway))?;
+        Ok(pod)
     }
 
     /// The record of a daemon's lease.
@@ -152,10 +184,26 @@ impl Daemon {
         Ok(Ipv4Addr::from(u32::from(self.subnet()?.network()) + 2))
     }
 
+    /// The subnets that it got, one or one of each family.
+    fn subnets(&self) -> Result<Subnets> {
+        Ok(SubnetEnv::read(&self.subnet_file)?.subnets())
+    }
+
+    fn nets(&self) -> Result<Vec<IpNet>> {
+        let Subnets { v4, v6 } = self.subnets()?;
+        Ok([v4.map(IpNet::from), v6.map(IpNet::from)].into_iter().flatten().collect())
+    }
+
+    /// Addresses of the pod at its host, one of each family.
+    fn pod_addresses(&self) -> Result<Vec<IpAddr>> {
+        Ok(self.nets()?.into_iter().map(|net| host_of(net, 2)).collect())
+    }
+
     /// Key of its lease in etcd.
     fn key(&self) -> Result<String> {
-        let subnet = self.subnet()?;
-        Ok(format!("{PREFIX}/subnets/{}-{}", subnet.network(), subnet.prefix_len()))
+        let subnets = self.subnets()?;
+        let name = key_name(&subnets).context("no subnet")?;
+        Ok(format!("{PREFIX}/{}/{name}", directory_name(subnets.v4.is_some())))
     }
 
     /// Waits until its log has a text; gives the log.
@@ -178,14 +226,27 @@ impl Daemon {
 
 /// Does `work` while numbered datagrams run both ways between the first two pods, with these addresses; fails if one is
 /// lost.
-fn lossless<T>(pods: &[Pod], addresses: [Ipv4Addr; 2], work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let stream = |to: Ipv4Addr| Stream { interval: INTERVAL, ..Stream::new(to.into(), STREAM_COUNT_MIN, 200) };
+fn lossless<T>(pods: &[Pod], addresses: [impl Into<IpAddr>; 2], work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let addresses = addresses.map(Into::into);
+    let stream = |to: IpAddr| Stream { interval: INTERVAL, ..Stream::new(to, STREAM_COUNT_MIN, 200) };
     let (there, (back, value)) = udp::during(&pods[0].node, &pods[1].node, &stream(addresses[1]), || {
         udp::during(&pods[1].node, &pods[0].node, &stream(addresses[0]), work)
     })?;
     there.perfect().context("from pod 1 to pod 2")?;
     back.perfect().context("from pod 2 to pod 1")?;
     Ok(value)
+}
+
+/// An address of a subnet, counted from its first.
+fn host_of(net: IpNet, number: u8) -> IpAddr {
+    match net.network() {
+        IpAddr::V4(first) => Ipv4Addr::from(u32::from(first) + u32::from(number)).into(),
+        IpAddr::V6(first) => Ipv6Addr::from(u128::from(first) + u128::from(number)).into(),
+    }
+}
+
+fn with_len(net: IpNet, number: u8) -> String {
+    format!("{}/{}", host_of(net, number), net.prefix_len())
 }
 
 /// Status line and body of what an HTTP server on a node says.
