@@ -12,7 +12,7 @@ use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout};
 use super::tcp::ANSWER_TIMEOUT;
 use super::{Path, Run, join, unless_over};
 
-/// How long a listener without connections sleeps before it looks whether the measurement is over.
+/// How long a server waits for what may never come: a connection, since the measurement may be over, and the end of one.
 const LOOK: Duration = Duration::from_millis(50);
 /// What the client sends, and the server inverts and sends back.
 const QUESTION: u8 = 0xa5;
@@ -100,7 +100,9 @@ fn answer(mut stream: TcpStream) -> Result<()> {
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     let mut question = [0];
     let outcome = stream.read_exact(&mut question).and_then(|()| stream.write_all(&[!question[0]]));
-    // The client hangs up when it has its answer; that it is gone by the time it is looked for is as good.
+    // The client hangs up when it has its answer; that it is gone by the time it is looked for is as good. A reset may be
+    // lost, so there is no use in waiting for it.
+    stream.set_read_timeout(Some(LOOK))?;
     let ended = outcome.and_then(|()| stream.read(&mut question));
     match ended {
         Ok(_) => Ok(()),
