@@ -12,7 +12,7 @@ mod tests;
 pub use parse::FlagError;
 pub use table::{FLAGS, Flag, Kind, PREFIX, Scope};
 
-use crate::flannel::annotations::Annotations;
+use crate::flannel::annotations;
 use parse::{Asked, Values, boolean, integer};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -203,7 +203,7 @@ impl Given {
     fn refuse_kubernetes(&self) -> Result<(), Refused> {
         // What Kubernetes' own flannel would not start with is a mistake, whichever registry is meant.
         let prefix = self.text(ANNOTATION_PREFIX);
-        Annotations::new(prefix).map_err(|why| wrong(ANNOTATION_PREFIX, prefix, &why))?;
+        annotations::complete(prefix).map_err(|why| wrong(ANNOTATION_PREFIX, prefix, &why))?;
         for flag in FLAGS.iter().filter(|flag| flag.scope == Scope::Kubernetes) {
             let is_default = match flag.kind {
                 Kind::Bool => boolean(flag.default) == Some(self.boolean(flag.name)?),
