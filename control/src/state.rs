@@ -18,6 +18,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// The directory of these files, unless somebody says otherwise.
+pub const RUN_DIR: &str = "/run/weft";
+/// The variable by which all commands find another one.
+pub const RUN_DIR_VARIABLE: &str = "WEFT_RUN_DIR";
+
 /// The files of one tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {

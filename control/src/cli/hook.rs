@@ -1,11 +1,12 @@
 //! `weft hook`: the commands that flanneld's extension backend runs.
 
-use super::output::{self, RUN_DIR, usage};
+use super::output::{self, usage};
 use super::tunnel_args::tunnel_error;
 use super::{CliError, Exit};
 use crate::causes;
 use crate::flannel::hook::data::{EndpointData, LINE_LEN_MAX};
 use crate::flannel::hook::{Hook, HookError, Options};
+use crate::state::{RUN_DIR, RUN_DIR_VARIABLE};
 use ipnet::Ipv4Net;
 use std::fmt::Display;
 use std::io::{self, BufRead, BufReader, Read};
@@ -25,7 +26,7 @@ pub struct Args {
     #[arg(long, env = "WEFT_HOOK_PORT", value_name = "PORT", default_value_t = 8285, global = true)]
     port: u16,
     /// Directory of socket, log, state and record
-    #[arg(long, env = "WEFT_RUN_DIR", value_name = "DIR", default_value = RUN_DIR, global = true)]
+    #[arg(long, env = RUN_DIR_VARIABLE, value_name = "DIR", default_value = RUN_DIR, global = true)]
     run_dir: PathBuf,
     /// Name of the TUN device, and of the tunnel for `weft down` and the like
     #[arg(long, env = "WEFT_HOOK_TUN", value_name = "NAME", default_value = "flannel0", global = true)]

@@ -2,6 +2,7 @@
 
 use super::{CliError, Exit};
 use crate::client::{Client, ClientError};
+use crate::state::{RUN_DIR, RUN_DIR_VARIABLE};
 use anyhow::anyhow;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -10,9 +11,6 @@ use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// Where weftd puts its control sockets unless told otherwise.
-pub const RUN_DIR: &str = "/run/weft";
 
 /// Which weftd to talk to.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,7 +22,7 @@ pub struct SocketArgs {
     #[arg(long, short, value_name = "NAME", global = true)]
     pub tunnel: Option<String>,
     /// Directory of control sockets
-    #[arg(long, env = "WEFT_RUN_DIR", value_name = "DIR", default_value = RUN_DIR, global = true)]
+    #[arg(long, env = RUN_DIR_VARIABLE, value_name = "DIR", default_value = RUN_DIR, global = true)]
     pub run_dir: PathBuf,
     /// How long to wait for an answer, for example 500ms or 10s
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration, global = true)]

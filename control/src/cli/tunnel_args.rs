@@ -1,10 +1,9 @@
 //! What the commands about a whole tunnel share: its file or name, its place, its errors.
 
-use super::output::RUN_DIR;
 use super::{CliError, Exit};
 use crate::causes;
 use crate::config::{self, LoadError, Loaded};
-use crate::state;
+use crate::state::{self, RUN_DIR, RUN_DIR_VARIABLE};
 use crate::tunnel::{TunnelError, absolute};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +11,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, clap::Args)]
 pub struct RunDirArgs {
     /// Directory of sockets, logs and states
-    #[arg(long, env = "WEFT_RUN_DIR", value_name = "DIR", default_value = RUN_DIR)]
+    #[arg(long, env = RUN_DIR_VARIABLE, value_name = "DIR", default_value = RUN_DIR)]
     pub run_dir: PathBuf,
 }
 

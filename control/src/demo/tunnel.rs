@@ -12,13 +12,11 @@ use weft_lab::{Node, Process};
 use weft_proto::StatusReport;
 
 use crate::client::Client;
-use crate::state::Paths;
+use crate::state::{Paths, RUN_DIR_VARIABLE};
 use crate::tunnel::{TunnelError, take_down};
 
 /// Longest wait for weftd's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// By this, `weft up` and `weft down` find the run directory.
-const RUN_DIR_VARIABLE: &str = "WEFT_RUN_DIR";
 /// How often a command is asked whether it has ended.
 const POLL: Duration = Duration::from_millis(10);
 

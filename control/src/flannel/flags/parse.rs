@@ -2,6 +2,7 @@
 //! with `=`, and the first argument that is no flag ends them.
 
 use super::table::{FLAGS, Flag, Kind};
+use crate::state::RUN_DIR_VARIABLE;
 use std::collections::BTreeMap;
 
 /// What is wrong with a command line or a variable, in one sentence.
@@ -67,15 +68,12 @@ pub fn environment(values: &mut Values, variable: impl Fn(&str) -> Option<String
         if values.contains_key(flag.name) {
             continue;
         }
-        let shared = || if flag.name == "run-dir" { said(RUN_DIR) } else { None };
+        let shared = || if flag.name == "run-dir" { said(RUN_DIR_VARIABLE) } else { None };
         if let Some(value) = said(&flag.variable()).or_else(shared) {
             add(values, flag, value);
         }
     }
 }
-
-/// Where all other commands of weft look for the run directory.
-const RUN_DIR: &str = "WEFT_RUN_DIR";
 
 fn add(values: &mut Values, flag: &Flag, value: String) {
     let given = values.entry(flag.name).or_default();

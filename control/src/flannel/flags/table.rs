@@ -1,6 +1,8 @@
 //! Every flag: name, kind, default, what it is for. One table serves the parser, the usage text, and the test that compares it
 //! with docs/flannel.md.
 
+use crate::state::RUN_DIR;
+
 /// How a value is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -113,7 +115,7 @@ pub const FLAGS: &[Flag] = {
             Weft,
             "seconds, and at most as many again, that this daemon goes on when its subnet is outside of a changed Network",
         ),
-        flag("run-dir", Value, "/run/weft", Weft, "directory of weftd's socket, log and state"),
+        flag("run-dir", Value, RUN_DIR, Weft, "directory of weftd's socket, log and state"),
         flag("peer-check", Value, "strict", Weft, "what of a datagram's sender is checked (udp): strict, log or off"),
         flag("engine", Value, "auto", Weft, "how weftd reaches the kernel: auto, uring or epoll"),
         flag("workers", Value, "", Weft, "weftd's threads [half of the cores, 1 to 4]"),
