@@ -6,7 +6,7 @@
 
 use crate::limits::*;
 use crate::pool::{FrameId, Pool};
-use crate::sys::msg::{Control, Gather, Name};
+use crate::sys::msg::{self, Control, Gather, Name};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
@@ -36,6 +36,20 @@ pub struct UdpRx {
     pub source: Option<SocketAddr>,
     /// The datagram did not fit into the frame.
     pub truncated: bool,
+}
+
+impl UdpRx {
+    /// What was received into `frame` from [`HEADROOM`] on.
+    #[inline]
+    pub fn new(frame: FrameId, received: &msg::Received) -> UdpRx {
+        UdpRx {
+            frame,
+            data: HEADROOM..HEADROOM + received.len,
+            stride: received.stride.unwrap_or(received.len),
+            source: received.source,
+            truncated: received.truncated,
+        }
+    }
 }
 
 /// How much was received.

@@ -38,7 +38,7 @@ counters! {
     batch_resent: "UDP GSO batches sent again singly after the kernel refused them",
     write_resent: "coalesced TUN writes written again singly after the kernel refused them",
     peer_check_logged: "packets that the strict peer check would have dropped (mode log)",
-    rx_overflow: "times that the frames lent to the kernel for one turn were used up (the rest waits in its queues)",
+    rx_overflow: "turns in which nothing could be read from one side because all frames were in use (packets wait in the kernel's queues)",
     turns: "engine turns",
     sleeps: "turns that were free to sleep",
     syscalls: "system calls made by the packet path",

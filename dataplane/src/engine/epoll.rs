@@ -164,13 +164,7 @@ impl<'a> Epoll<'a> {
                     for (rx, frame) in self.received.iter().zip(frames) {
                         self.udp_free.pop();
                         io.pool.acquire(frame);
-                        io.udp_rx.push_back(UdpRx {
-                            frame,
-                            data: HEADROOM..HEADROOM + rx.len,
-                            stride: rx.stride.unwrap_or(rx.len),
-                            source: rx.source,
-                            truncated: rx.truncated,
-                        });
+                        io.udp_rx.push_back(UdpRx::new(frame, rx));
                     }
                 }
                 Err(error) => match error.raw_os_error() {

@@ -1,8 +1,8 @@
 //! Engines: how a worker reaches the kernel. `uring` by default, `epoll` where io_uring is disabled; both pass the same
 //! tests. An engine knows nothing of IP, routes or peers: it moves frames and executes queued operations.
 
-mod bufring;
 pub mod epoll;
+mod reads;
 pub mod uring;
 
 use crate::io::Io;
@@ -51,6 +51,6 @@ pub trait Engine {
     /// System calls made so far.
     fn syscalls(&self) -> u64;
 
-    /// How often the kernel had data but no frame left of those lent to it, since the last call.
+    /// How often nothing could be read because all frames were in use, since the last call.
     fn take_overflows(&mut self) -> u64;
 }

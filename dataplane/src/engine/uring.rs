@@ -1,60 +1,59 @@
-//! The io_uring engine: one ring a worker, one `io_uring_enter` a turn with sends, writes and fresh reads in it.
+//! The io_uring engine: one ring a worker, one `io_uring_enter` a turn with sends, writes and reads in it.
 //!
-//! Reads are multishot (TUN: IORING_OP_READ_MULTISHOT, Linux 6.7; UDP: RECVMSG multishot, 6.0) into two provided-buffer
-//! rings. A turn:
-//!  1. gives released frames back to the buffer rings and re-arms what ended for want of frames;
-//!  2. puts queued sends and writes into the submission queue;
-//!  3. enters the kernel, which executes them inline and runs deferred task work (the reads);
-//!  4. reaps completions.
+//! A turn:
+//!  1. puts queued sends and writes into the submission queue, and behind them reads that do not wait (`reads`);
+//!  2. enters the kernel, which executes all of them inline;
+//!  3. reaps completions.
+//!
+//! After a turn that brought nothing it asks to be told of packets, by one-shot polls, looks (or sleeps) for them first, and
+//! reads only where they came. While there is traffic the kernel so has nobody to wake: neither for a packet that arrives, nor
+//! for one that was sent and is freed.
 //!
 //! Sends execute in submission order as long as the kernel completes them inline. One that the kernel could not finish at
 //! once (socket buffer full) holds back every later send until it completes, so order is kept.
 #![allow(unsafe_code)]
 
-use super::bufring::{BufRing, Lender};
+use super::reads::Reads;
 use super::{Descriptors, Engine, Wait};
 use crate::io::{Io, TunRx, UdpRx};
 use crate::limits::*;
 use crate::pool::{FrameId, Pool, Purpose};
-use crate::sys::msg::{CONTROL_LEN, NAME_LEN, parse_gro, parse_name};
-use io_uring::squeue::{Entry, Flags};
-use io_uring::types::{Fixed, RecvMsgOut};
-use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode};
+use crate::sys::msg::{CONTROL_LEN, Receive};
+use io_uring::squeue::Entry;
+use io_uring::types::Fixed;
+use io_uring::{EnterFlags, IoUring, Probe, opcode};
 use std::io;
 use std::os::fd::AsRawFd;
 use weft_packet::vnet::VNET_LEN;
 
-/// Submission queue: every operation slot, the two multishots, the wake-up read and two cancels.
-const SQ_LEN: u32 = ((SEND_OPS + WRITE_OPS + 8) as u32).next_power_of_two();
-/// Completion queue: every frame and every operation may complete in one turn.
+/// Submission queue: every operation slot, every frame, the two polls, the wake-up read and their cancels.
+const SQ_LEN: u32 = ((SEND_OPS + WRITE_OPS + TUN_FRAMES + UDP_FRAMES + 8) as u32).next_power_of_two();
+/// Completion queue: all of them may complete in one turn.
 const CQ_LEN: u32 = 2 * SQ_LEN;
-const _: () = assert!(CQ_LEN as usize >= SEND_OPS + WRITE_OPS + TUN_FRAMES + UDP_FRAMES + 8);
 
 // Registered files.
 const TUN: Fixed = Fixed(0);
 const UDP: Fixed = Fixed(1);
 const WAKE: Fixed = Fixed(2);
 
-// Completion kinds: the upper half of user_data; the lower half is an operation slot.
+// Completion kinds: the upper half of user_data; the lower half is an operation slot or a frame.
 const KIND_TUN_READ: u64 = 1 << 32;
 const KIND_UDP_RECV: u64 = 2 << 32;
 const KIND_WAKE: u64 = 3 << 32;
 const KIND_SEND: u64 = 4 << 32;
 const KIND_WRITE: u64 = 5 << 32;
 const KIND_CANCEL: u64 = 6 << 32;
+const KIND_TUN_POLL: u64 = 7 << 32;
+const KIND_UDP_POLL: u64 = 8 << 32;
 const KIND_MASK: u64 = !0 << 32;
 
 /// Where a TUN read starts in its frame: the virtio-net header lies right before an aligned IP header.
 const TUN_DATA: usize = HEADROOM - VNET_LEN;
-/// Where a datagram starts in its frame: behind `struct io_uring_recvmsg_out`, the name and the control area.
-const RECV_DATA: usize = 16 + NAME_LEN + CONTROL_LEN;
 
-const GROUP_TUN: u16 = 0;
-const GROUP_UDP: u16 = 1;
-
-/// What the kernel reads while operations are in flight; boxed so that moving the engine moves nothing of it.
+/// What the kernel reads and writes while operations are in flight; boxed so that moving the engine moves nothing of it.
 struct Pinned {
-    receive: libc::msghdr,
+    /// One per UDP frame.
+    receives: Vec<Receive>,
     sends: Vec<libc::msghdr>,
     wake: u64,
 }
@@ -63,17 +62,19 @@ struct Pinned {
 pub struct Uring {
     // Dropped first: closing the ring ends every operation's claim on the memory below.
     ring: IoUring,
-    tun_frames: Lender,
-    udp_frames: Lender,
     pinned: Box<Pinned>,
-    /// Multishots and the wake-up read that are with the kernel.
-    tun_armed: bool,
-    udp_armed: bool,
+    tun_reads: Reads,
+    udp_reads: Reads,
+    /// Polls and the wake-up read that are with the kernel.
+    tun_polled: bool,
+    udp_polled: bool,
     wake_armed: bool,
+    /// The last reads brought nothing.
+    quiet: bool,
     /// Operations that the kernel has not completed.
     sends_in_flight: usize,
     writes_in_flight: usize,
-    /// Bytes of a UDP frame that the kernel may fill.
+    /// Longest datagram, or GRO buffer, to receive.
     udp_len: usize,
     receiving: bool,
     syscalls: u64,
@@ -81,7 +82,7 @@ pub struct Uring {
 }
 
 fn build_ring() -> io::Result<IoUring> {
-    // Linux 6.1 has all of these flags; READ_MULTISHOT below asks for 6.7 anyway.
+    // Linux 6.1 has all of these flags; the probe below asks for 6.7 anyway.
     IoUring::builder()
         .setup_cqsize(CQ_LEN)
         .setup_single_issuer()
@@ -111,11 +112,11 @@ pub fn probe() -> Result<(), String> {
     ring.submit().map_err(|e| format!("io_uring cannot be entered: {e}"))?;
     let mut supported = Probe::new();
     ring.submitter().register_probe(&mut supported).map_err(|e| format!("io_uring cannot be probed: {e}"))?;
+    // Not used, but the mark of the oldest kernel that this was tried for: a TUN must know reads that do not wait.
     if !supported.is_supported(opcode::ReadMulti::CODE) {
-        return Err("the kernel has no multishot read (Linux 6.7)".to_owned());
+        return Err("the kernel is older than Linux 6.7".to_owned());
     }
-    let buffers = BufRing::new(TUN_FRAMES, GROUP_TUN).map_err(|e| format!("no memory for a buffer ring: {e}"))?;
-    buffers.register(&ring.submitter()).map_err(|e| format!("io_uring refuses provided buffers: {e}"))
+    Ok(())
 }
 
 impl Uring {
@@ -127,68 +128,68 @@ impl Uring {
             descriptors.udp.as_raw_fd(),
             descriptors.wake.as_raw_fd(),
         ])?;
-        let tun_frames = Lender::new(BufRing::new(TUN_FRAMES, GROUP_TUN)?, TUN_FRAMES);
-        let udp_frames = Lender::new(BufRing::new(UDP_FRAMES, GROUP_UDP)?, UDP_FRAMES);
-        tun_frames.ring().register(&ring.submitter())?;
-        udp_frames.ring().register(&ring.submitter())?;
         // SAFETY: `msghdr` is plain old data for which all zero bytes are a valid value.
         let empty: libc::msghdr = unsafe { std::mem::zeroed() };
-        let receive = libc::msghdr { msg_namelen: NAME_LEN as _, msg_controllen: CONTROL_LEN, ..empty };
+        let receives = std::iter::repeat_with(Receive::empty).take(UDP_FRAMES).collect();
         Ok(Uring {
             ring,
-            tun_frames,
-            udp_frames,
-            pinned: Box::new(Pinned { receive, sends: vec![empty; SEND_OPS], wake: 0 }),
-            tun_armed: false,
-            udp_armed: false,
+            pinned: Box::new(Pinned { receives, sends: vec![empty; SEND_OPS], wake: 0 }),
+            tun_reads: Reads::new(TUN_FRAMES),
+            udp_reads: Reads::new(UDP_FRAMES),
+            tun_polled: false,
+            udp_polled: false,
             wake_armed: false,
+            quiet: false,
             sends_in_flight: 0,
             writes_in_flight: 0,
-            udp_len: FRAME_LEN.min(RECV_DATA + descriptors.receive_len_max),
+            udp_len: descriptors.receive_len_max.min(FRAME_LEN - HEADROOM),
             receiving: true,
             syscalls: 0,
             overflows: 0,
         })
     }
 
-    /// Gives frames that nobody holds any more back to the kernel, the last used first, as many as it is likely to need.
-    fn give_frames(&mut self, pool: &mut Pool) {
-        while let Some(frame) = pool.take_released() {
-            match Pool::purpose(frame) {
-                Purpose::Tun => self.tun_frames.keep(frame),
-                Purpose::Udp => self.udp_frames.keep(frame),
-            }
-        }
-        self.tun_frames.give(|frame| (pool.address(frame).wrapping_add(TUN_DATA), FRAME_LEN - TUN_DATA));
-        self.udp_frames.give(|frame| (pool.address(frame), self.udp_len));
-    }
-
-    /// Arms what is not with the kernel and could deliver.
+    /// Asks to be told of the next packet, as far as there are frames for it.
     fn arm(&mut self) {
-        if !self.receiving {
-            return;
-        }
-        if !self.tun_armed && self.tun_frames.given() > 0 {
-            // ReadMulti's builder drops FIXED_FILE from the flags (io-uring 0.7.15): both are set on the built entry.
-            let entry = opcode::ReadMulti::new(TUN, 0, self.tun_frames.ring().group())
-                .offset(u64::MAX)
-                .build()
-                .flags(Flags::FIXED_FILE | Flags::BUFFER_SELECT)
-                .user_data(KIND_TUN_READ);
-            self.push(&entry);
-            self.tun_armed = true;
-        }
-        if !self.udp_armed && self.udp_frames.given() > 0 {
-            let entry = opcode::RecvMsgMulti::new(UDP, &raw const self.pinned.receive, self.udp_frames.ring().group())
-                .build()
-                .user_data(KIND_UDP_RECV);
-            self.push(&entry);
-            self.udp_armed = true;
-        }
         if !self.wake_armed {
             let entry = opcode::Read::new(WAKE, (&raw mut self.pinned.wake).cast(), 8).build().user_data(KIND_WAKE);
             self.push(&entry);
             self.wake_armed = true;
+        }
+        if !self.tun_polled && self.tun_reads.has_frames() {
+            self.push(&opcode::PollAdd::new(TUN, libc::POLLIN as u32).build().user_data(KIND_TUN_POLL));
+            self.tun_polled = true;
+        }
+        if !self.udp_polled && self.udp_reads.has_frames() {
+            self.push(&opcode::PollAdd::new(UDP, libc::POLLIN as u32).build().user_data(KIND_UDP_POLL));
+            self.udp_polled = true;
+        }
+    }
+
+    /// Puts reads that do not wait into the submission queue, but none from where a poll is still to tell of data.
+    fn push_reads(&mut self, pool: &Pool) {
+        self.overflows += u64::from(!self.tun_reads.has_frames() || !self.udp_reads.has_frames());
+        let tun_count = if self.tun_polled { 0 } else { self.tun_reads.begin() };
+        let udp_count = if self.udp_polled { 0 } else { self.udp_reads.begin() };
+        for _ in 0..tun_count {
+            let frame = self.tun_reads.ask();
+            let address = pool.address(frame).wrapping_add(TUN_DATA);
+            let entry = opcode::Read::new(TUN, address, (FRAME_LEN - TUN_DATA) as u32)
+                .offset(u64::MAX)
+                .rw_flags(libc::RWF_NOWAIT)
+                .build()
+                .user_data(KIND_TUN_READ | u64::from(frame.0));
+            self.push(&entry);
+        }
+        for _ in 0..udp_count {
+            let frame = self.udp_reads.ask();
+            let address = pool.address(frame).wrapping_add(HEADROOM);
+            let header = self.pinned.receives[usize::from(frame.0) - TUN_FRAMES].prepare(address, self.udp_len);
+            let entry = opcode::RecvMsg::new(UDP, header)
+                .flags(libc::MSG_DONTWAIT as u32)
+                .build()
+                .user_data(KIND_UDP_RECV | u64::from(frame.0));
+            self.push(&entry);
         }
     }
 
@@ -252,49 +253,38 @@ impl Uring {
         let mut broken = Ok(());
         for completion in self.ring.completion() {
             let result = completion.result();
-            let more = cqueue::more(completion.flags());
             let slot = completion.user_data() as u16;
-            let frame = cqueue::buffer_select(completion.flags()).map(FrameId);
+            let frame = FrameId(slot);
             let error = || io::Error::from_raw_os_error(-result);
             match completion.user_data() & KIND_MASK {
+                KIND_TUN_READ if result >= 0 => {
+                    let len = result as usize;
+                    self.tun_reads.filled(len);
+                    io.pool.acquire(frame);
+                    io.tun_rx.push_back(TunRx { frame, data: TUN_DATA..TUN_DATA + len });
+                }
                 KIND_TUN_READ => {
-                    self.tun_armed = more;
-                    if let Some(frame) = frame {
-                        self.tun_frames.taken(result.max(0) as usize);
-                        io.pool.acquire(frame);
-                        io.tun_rx.push_back(TunRx { frame, data: TUN_DATA..TUN_DATA + result.max(0) as usize });
-                    } else if result == -libc::ENOBUFS {
-                        self.overflows += 1;
-                    } else if result < 0 && !matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED) {
+                    self.tun_reads.empty(frame);
+                    if !matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED) {
                         broken = Err(error());
                     }
+                }
+                KIND_UDP_RECV if result >= 0 => {
+                    let len = result as usize;
+                    self.udp_reads.filled(len);
+                    io.pool.acquire(frame);
+                    let received = self.pinned.receives[usize::from(slot) - TUN_FRAMES].received(len);
+                    io.udp_rx.push_back(UdpRx::new(frame, &received));
                 }
                 KIND_UDP_RECV => {
-                    self.udp_armed = more;
-                    if let Some(frame) = frame {
-                        self.udp_frames.taken(result.max(0) as usize);
-                        io.pool.acquire(frame);
-                        let received = io.pool.bytes(frame, 0..result.max(0) as usize);
-                        let parsed = RecvMsgOut::parse(received, &self.pinned.receive).ok().map(|out| {
-                            let len = out.payload_data().len();
-                            UdpRx {
-                                frame,
-                                data: RECV_DATA..RECV_DATA + len,
-                                stride: parse_gro(out.control_data()).unwrap_or(len),
-                                source: parse_name(out.name_data()),
-                                truncated: out.is_payload_truncated(),
-                            }
-                        });
-                        match parsed {
-                            Some(rx) => io.udp_rx.push_back(rx),
-                            None => io.pool.release(frame),
-                        }
-                    } else if result == -libc::ENOBUFS {
-                        self.overflows += 1;
-                    } else if matches!(-result, libc::EBADF | libc::ENOTSOCK | libc::EINVAL) {
+                    self.udp_reads.empty(frame);
+                    // Anything else is a pending error of an earlier send (ECONNREFUSED): it is gone once reported.
+                    if matches!(-result, libc::EBADF | libc::ENOTSOCK | libc::EINVAL) {
                         broken = Err(error());
                     }
                 }
+                KIND_TUN_POLL => self.tun_polled = false,
+                KIND_UDP_POLL => self.udp_polled = false,
                 KIND_WAKE => self.wake_armed = false,
                 KIND_SEND => {
                     self.sends_in_flight -= 1;
@@ -321,20 +311,39 @@ impl Drop for Uring {
 
 impl Engine for Uring {
     fn turn(&mut self, io: &mut Io, wait: Wait) -> io::Result<()> {
-        self.give_frames(&mut io.pool);
-        self.arm();
+        while let Some(frame) = io.pool.take_released() {
+            match Pool::purpose(frame) {
+                Purpose::Tun => self.tun_reads.keep(frame),
+                Purpose::Udp => self.udp_reads.keep(frame),
+            }
+        }
         let pushed = self.push_operations(io);
         // With operations that the kernel could not finish at once there is nothing to do but wait for one of them.
         let blocked = self.sends_in_flight + self.writes_in_flight > 0;
         let sleep = pushed == 0 && (wait == Wait::Sleep || blocked);
-        self.enter(u32::from(sleep))?;
-        self.reap(io)
+        if sleep || (pushed == 0 && self.quiet) {
+            if self.receiving {
+                self.arm();
+            }
+            self.enter(u32::from(sleep))?;
+            self.reap(io)?;
+            if self.tun_polled && self.udp_polled {
+                return Ok(());
+            }
+        }
+        if self.receiving {
+            self.push_reads(&io.pool);
+        }
+        self.enter(0)?;
+        self.reap(io)?;
+        self.quiet = !io.has_received();
+        Ok(())
     }
 
     fn stop_receiving(&mut self) {
         self.receiving = false;
         for (armed, target) in
-            [(self.tun_armed, KIND_TUN_READ), (self.udp_armed, KIND_UDP_RECV), (self.wake_armed, KIND_WAKE)]
+            [(self.tun_polled, KIND_TUN_POLL), (self.udp_polled, KIND_UDP_POLL), (self.wake_armed, KIND_WAKE)]
         {
             if armed {
                 self.push(&opcode::AsyncCancel::new(target).build().user_data(KIND_CANCEL));
@@ -343,7 +352,13 @@ impl Engine for Uring {
     }
 
     fn in_flight(&self) -> bool {
-        self.tun_armed || self.udp_armed || self.wake_armed || self.sends_in_flight > 0 || self.writes_in_flight > 0
+        self.tun_polled
+            || self.udp_polled
+            || self.wake_armed
+            || self.tun_reads.in_flight()
+            || self.udp_reads.in_flight()
+            || self.sends_in_flight > 0
+            || self.writes_in_flight > 0
     }
 
     fn syscalls(&self) -> u64 {

@@ -122,7 +122,7 @@ pub fn parse_gro(control: &[u8]) -> Option<usize> {
     usize::try_from(field(16)?).ok().filter(|stride| *stride > 0)
 }
 
-/// One datagram received by [`recv_batch`].
+/// One datagram, or GRO buffer, that was received.
 #[derive(Clone, Copy, Debug)]
 pub struct Received {
     /// Bytes in the buffer.
@@ -135,29 +135,62 @@ pub struct Received {
     pub truncated: bool,
 }
 
+/// What a receive fills beside its buffer. Stays where it is while the kernel has it: the header points to the rest.
+pub struct Receive {
+    header: libc::msghdr,
+    buffer: libc::iovec,
+    name: Name,
+    control: Control,
+}
+
+impl Receive {
+    /// Ready to be prepared.
+    pub const fn empty() -> Receive {
+        // SAFETY: `msghdr` is plain old data for which all zero bytes are a valid value.
+        let header = unsafe { std::mem::zeroed() };
+        let buffer = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        Receive { header, buffer, name: Name::empty(), control: Control::empty() }
+    }
+
+    /// The header for a receive of up to `len` bytes at `address`.
+    pub fn prepare(&mut self, address: *mut u8, len: usize) -> *mut libc::msghdr {
+        self.buffer = libc::iovec { iov_base: address.cast(), iov_len: len };
+        self.header.msg_name = (&raw mut self.name).cast();
+        self.header.msg_namelen = NAME_LEN as _;
+        self.header.msg_iov = &raw mut self.buffer;
+        self.header.msg_iovlen = 1;
+        self.header.msg_control = (&raw mut self.control).cast();
+        self.header.msg_controllen = CONTROL_LEN;
+        &raw mut self.header
+    }
+
+    /// What arrived, when the kernel has filled the header and says that `len` bytes did.
+    pub fn received(&self, len: usize) -> Received {
+        // SAFETY: `bytes` covers the whole union, which was zeroed and then written by the kernel: always initialised.
+        let name = unsafe { &self.name.bytes };
+        Received {
+            len,
+            source: parse_name(name),
+            stride: parse_gro(&self.control.0[..self.header.msg_controllen.min(CONTROL_LEN)]),
+            truncated: self.header.msg_flags & libc::MSG_TRUNC != 0,
+        }
+    }
+}
+
 /// Most datagrams (or GRO buffers) per [`recv_batch`].
 pub const RECV_BATCH_MAX: usize = 8;
 
 /// recvmmsg(2), non-blocking, into `buffers` (at most [`RECV_BATCH_MAX`]); `received` gets one entry per filled buffer.
 pub fn recv_batch(socket: BorrowedFd<'_>, buffers: &mut [&mut [u8]], received: &mut Vec<Received>) -> io::Result<()> {
     let count = buffers.len().min(RECV_BATCH_MAX);
-    let mut names = [Name::empty(); RECV_BATCH_MAX];
-    let mut controls = [Control::empty(); RECV_BATCH_MAX];
-    // SAFETY: `iovec` and `mmsghdr` are plain old data for which all zero bytes are a valid value.
-    let mut iovs: [libc::iovec; RECV_BATCH_MAX] = unsafe { std::mem::zeroed() };
-    // SAFETY: as above.
+    let mut receives = [const { Receive::empty() }; RECV_BATCH_MAX];
+    // SAFETY: `mmsghdr` is plain old data for which all zero bytes are a valid value.
     let mut messages: [libc::mmsghdr; RECV_BATCH_MAX] = unsafe { std::mem::zeroed() };
     for (i, buffer) in buffers.iter_mut().take(count).enumerate() {
-        iovs[i] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-        let header = &mut messages[i].msg_hdr;
-        header.msg_name = (&raw mut names[i]).cast();
-        header.msg_namelen = NAME_LEN as _;
-        header.msg_iov = &raw mut iovs[i];
-        header.msg_iovlen = 1;
-        header.msg_control = (&raw mut controls[i]).cast();
-        header.msg_controllen = CONTROL_LEN;
+        receives[i].prepare(buffer.as_mut_ptr(), buffer.len());
+        messages[i].msg_hdr = receives[i].header;
     }
-    // SAFETY: the first `count` message headers point to distinct live arrays above and to the exclusively borrowed
+    // SAFETY: the first `count` message headers point to distinct live entries above and to the exclusively borrowed
     // `buffers`, with their true lengths; a null timeout is allowed.
     let result = unsafe {
         libc::recvmmsg(
@@ -169,15 +202,9 @@ pub fn recv_batch(socket: BorrowedFd<'_>, buffers: &mut [&mut [u8]], received: &
         )
     };
     let filled = check(result.into())?;
-    for (i, message) in messages.iter().take(filled).enumerate() {
-        // SAFETY: `bytes` covers the whole union, which was zeroed and then written by the kernel: always initialised.
-        let name = unsafe { &names[i].bytes };
-        received.push(Received {
-            len: message.msg_len as usize,
-            source: parse_name(name),
-            stride: parse_gro(&controls[i].0[..message.msg_hdr.msg_controllen.min(CONTROL_LEN)]),
-            truncated: message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-        });
+    for (receive, message) in receives.iter_mut().zip(&messages).take(filled) {
+        receive.header = message.msg_hdr;
+        received.push(receive.received(message.msg_len as usize));
     }
     Ok(())
 }
