@@ -206,7 +206,8 @@ impl Field {
         let back = Path { from: b, to: a, address: address_a };
         let before = subject.facts()?;
         let mut meter = Meter::new(subject, [a, b]);
-        let mut outcome = workload.run(there, back, &mut Run { window: campaign.window, stop, watch: &mut meter })?;
+        let mut run = Run { window: campaign.window, stop, watch: &mut meter };
+        let mut outcome = workload.run(there, back, &subject.pids(), &mut run)?;
         meter.add_to(&mut outcome);
         if let (true, Workload::Tcp { flows, both: false }) = (campaign.cross_check, workload) {
             let found = iperf3::tcp_throughput(&there, flows, campaign.window.length, stop)?;

@@ -34,7 +34,7 @@ const fn without_ratio(metric: Metric) -> Metric {
 }
 
 /// All of them, in the order of the tables.
-pub const METRICS: [Metric; 19] = [
+pub const METRICS: [Metric; 21] = [
     more("throughput", "bit/s", "payload that arrived intact"),
     more("pps", "1/s", "datagrams that arrived intact"),
     more("connects_per_s", "1/s", "TCP connections made, used for one byte each way, and closed"),
@@ -49,6 +49,8 @@ pub const METRICS: [Metric; 19] = [
         "s/Mpkt",
         "CPU seconds of the whole machine, softirq included, per 10^6 datagrams that arrived",
     ),
+    without_ratio(less("subject_cpu", "%", "CPU time of the subject's own processes on both hosts, of one core")),
+    without_ratio(less("subject_wakeups", "1/s", "how often a thread of the subject's own processes was given a core")),
     side(more("offered_pps", "1/s", "datagrams that the sender's kernel took")),
     side(less("cpu_cores", "cores", "CPU seconds of the whole machine per second")),
     side(without_ratio(less("retransmits", "1/s", "TCP segments sent again on both hosts"))),
@@ -116,6 +118,7 @@ mod tests {
             ("loss", 0.0234, "2.34 %"),
             ("cpu_per_gb", 0.5, "0.50 s/GB"),
             ("syscalls_per_packet", 0.123, "0.12"),
+            ("subject_cpu", 0.0123, "0.01 %"),
         ];
         for (name, value, text) in shown {
             assert_eq!(find(name).unwrap().show(value), text);

@@ -1,13 +1,14 @@
 //! What weft wants to reach: ratios to kernel VXLAN in the same run, on the settings that a user gets by default.
 //!
 //! *must* is the least that is acceptable, *aim* the real target. A ratio below 1 is less than VXLAN's: worse for
-//! throughput and packets, better for latency and CPU.
+//! throughput and packets, better for latency and CPU. What an idle weftd uses has no counterpart in the kernel and is judged
+//! as it is.
 
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use serde::Serialize;
 
-use crate::metric;
-use crate::result::{Mode, Ratio, Report};
+use crate::metric::{self, Metric};
+use crate::result::{Mode, Ratio, Report, Summary};
 
 /// The subject that targets are about.
 pub const SUBJECT: &str = "weft";
@@ -22,7 +23,7 @@ pub struct Target {
     pub mode: Mode,
     /// The workload.
     pub workload: &'static str,
-    /// The metric whose ratio counts.
+    /// The metric whose ratio counts; of one that has no ratio, the value.
     pub metric: &'static str,
     /// The least that is acceptable.
     pub must: f64,
@@ -34,8 +35,20 @@ const fn target(mode: Mode, workload: &'static str, metric: &'static str, must: 
     Target { mode, workload, metric, must, aim }
 }
 
+impl Target {
+    /// The metric, if the target is about its value and not about a ratio.
+    pub fn absolute(&self) -> Option<&'static Metric> {
+        metric::find(self.metric).filter(|metric| !metric.has_ratio)
+    }
+
+    /// [`Self::must`] or [`Self::aim`] for people.
+    pub fn show_goal(&self, goal: f64) -> String {
+        self.absolute().map_or_else(|| format!("{goal:.2}"), |metric| format!("{goal:.1} {}", metric.unit))
+    }
+}
+
 /// All of them.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 19] = [
     target(Mode::Wire, "tcp1", "throughput", 1.2, 1.6),
     target(Mode::Wire, "tcp4", "throughput", 0.85, 1.25),
     target(Mode::Offload, "tcp1", "throughput", 0.85, 1.2),
@@ -53,6 +66,8 @@ pub const TARGETS: [Target; 17] = [
     target(Mode::Wire, "rr-load", "latency_p99", 1.0, 0.5),
     target(Mode::Offload, "rr-load", "latency_p99", 1.0, 0.5),
     target(Mode::Wire, "tcp4", "cpu_per_gb", 2.0, 1.2),
+    target(Mode::Wire, "idle", "subject_cpu", 0.0, 0.0),
+    target(Mode::Offload, "idle", "subject_cpu", 0.0, 0.0),
 ];
 
 /// Which of its two numbers a target's median reaches.
@@ -67,13 +82,24 @@ pub enum Reached {
     Aim,
 }
 
+/// A ratio or value over the rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// The middle one.
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+}
+
 /// What a run says about a target.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Judged {
     /// The target.
     pub target: Target,
-    /// The ratio: at the smallest MTU that was measured, without a rate limit. `None`: not measured.
-    pub ratio: Option<Ratio>,
+    /// The ratio or value: at the smallest MTU that was measured, without a rate limit. `None`: not measured.
+    pub measured: Option<Measured>,
     /// What its median reaches; `None`: not measured.
     pub reached: Option<Reached>,
     /// No round says otherwise than the median.
@@ -102,24 +128,32 @@ pub fn judge(report: &Report) -> Vec<Judged> {
         .iter()
         .filter(|ratio| ratio.subject == SUBJECT && ratio.baseline == BASELINE && ratio.rate_mbit.is_none())
         .collect();
+    let values: Vec<&Summary> =
+        report.medians.iter().filter(|row| row.subject == SUBJECT && row.rate_mbit.is_none()).collect();
     let Some(mtu) = ratios.iter().map(|ratio| ratio.mtu).min() else {
         return Vec::new();
     };
     TARGETS
         .iter()
         .map(|target| {
-            let ratio = ratios.iter().find(|ratio| {
-                ratio.mtu == mtu
-                    && (ratio.mode, ratio.workload.as_str(), ratio.metric.as_str())
-                        == (target.mode, target.workload, target.metric)
-            });
+            let key = (mtu, target.mode, target.workload, target.metric);
+            let measured = match target.absolute() {
+                Some(_) => values
+                    .iter()
+                    .find(|row| (row.mtu, row.mode, &*row.workload, &*row.metric) == key)
+                    .map(|row| Measured { median: row.median, min: row.min, max: row.max }),
+                None => ratios
+                    .iter()
+                    .find(|row| (row.mtu, row.mode, &*row.workload, &*row.metric) == key)
+                    .map(|row| Measured { median: row.median, min: row.min, max: row.max }),
+            };
             let of = |value: f64| reached(target, value);
             Judged {
                 target: *target,
-                ratio: ratio.map(|ratio| (*ratio).clone()),
-                reached: ratio.map(|ratio| of(ratio.median)),
-                unanimous: ratio
-                    .is_some_and(|ratio| of(ratio.min) == of(ratio.median) && of(ratio.max) == of(ratio.median)),
+                measured,
+                reached: measured.map(|measured| of(measured.median)),
+                unanimous: measured
+                    .is_some_and(|Measured { median, min, max }| of(min) == of(median) && of(max) == of(median)),
             }
         })
         .collect()
@@ -127,6 +161,8 @@ pub fn judge(report: &Report) -> Vec<Judged> {
 
 fn reached(target: &Target, value: f64) -> Reached {
     let less = metric::find(target.metric).is_some_and(|metric| metric.less_is_better);
+    // Values count as people read them: 0.04 % is 0.0 %.
+    let value = if target.absolute().is_some() { (value * 10.0).round() / 10.0 } else { value };
     let reaches = |goal: f64| if less { value <= goal } else { value >= goal };
     match (reaches(target.aim), reaches(target.must)) {
         (true, _) => Reached::Aim,
@@ -144,18 +180,19 @@ pub fn table(judged: &[Judged]) -> String {
     table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     table.set_header(["mode", "workload", "metric", "must", "aim", "measured", "spread", "verdict"]);
     for row in judged {
-        let (measured, spread) = match &row.ratio {
-            Some(ratio) => (format!("{:.2}x", ratio.median), format!("{:.2} - {:.2}", ratio.min, ratio.max)),
+        let target = &row.target;
+        let show = |value: f64| target.absolute().map_or_else(|| format!("{value:.2}x"), |metric| metric.show(value));
+        let (measured, spread) = match &row.measured {
+            Some(Measured { median, min, max }) => (show(*median), format!("{min:.2} - {max:.2}")),
             None => ("-".to_owned(), String::new()),
         };
-        let target = &row.target;
         let bound = if metric::find(target.metric).is_some_and(|metric| metric.less_is_better) { "<=" } else { ">=" };
         table.add_row([
             target.mode.name().to_owned(),
             target.workload.to_owned(),
             target.metric.to_owned(),
-            format!("{bound} {:.2}", target.must),
-            format!("{bound} {:.2}", target.aim),
+            format!("{bound} {}", target.show_goal(target.must)),
+            format!("{bound} {}", target.show_goal(target.aim)),
             measured,
             spread,
             row.words().to_owned(),
@@ -166,12 +203,13 @@ pub fn table(judged: &[Judged]) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    format!("Targets: {SUBJECT} / {BASELINE}, medians and spread of the rounds\n{table}")
+    format!("Targets: {SUBJECT} / {BASELINE}, idle {SUBJECT} alone, medians and spread of the rounds\n{table}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::summary;
 
     #[test]
     fn less_is_better_for_latency_and_more_for_throughput() {
@@ -188,11 +226,33 @@ mod tests {
     }
 
     #[test]
+    fn an_idle_weftd_is_judged_by_its_own_cpu_time_to_a_tenth_of_a_percent() {
+        for (percent, verdict) in [([0.01, 0.04, 0.049], "aim met"), ([0.01, 0.02, 0.3], "aim met, not in every round")]
+        {
+            let mut report = summary::tests::report();
+            for (round, value) in (1..).zip(percent) {
+                let mut sample = report.samples.iter().find(|sample| sample.subject == SUBJECT).unwrap().clone();
+                (sample.round, sample.workload) = (round, "idle".into());
+                sample.metrics = [("subject_cpu".to_owned(), value)].into();
+                report.samples.push(sample);
+            }
+            summary::conclude(&mut report);
+            let judged = judge(&report);
+            let row = judged.iter().find(|row| (row.target.mode, row.target.workload) == (Mode::Wire, "idle")).unwrap();
+            assert_eq!((row.measured.unwrap().median, row.words()), (percent[1], verdict));
+            let shown = table(&judged);
+            let row = shown.lines().find(|line| line.contains("subject_cpu")).unwrap();
+            assert!(row.contains("<= 0.0 %") && row.contains(&format!("{:.2} %", percent[1])), "{row}");
+        }
+    }
+
+    #[test]
     fn every_aim_is_beyond_its_must_and_every_metric_is_known() {
         for target in TARGETS {
             assert!(metric::find(target.metric).is_some(), "{target:?}");
             assert_eq!(reached(&target, target.aim), Reached::Aim, "{target:?}");
-            assert_eq!(reached(&target, target.must), Reached::Must, "{target:?}");
+            let expected = if target.must == target.aim { Reached::Aim } else { Reached::Must };
+            assert_eq!(reached(&target, target.must), expected, "{target:?}");
         }
     }
 }

@@ -1,9 +1,12 @@
 //! The workloads: their names, and how each is run on the path of a subject.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use weft_lab::measure::{Blast, Latency, Path, Run, tcp_connects, tcp_flows, tcp_latency, tcp_throughput, udp_blast};
+
+use crate::proc::Turns;
 
 /// One way of making traffic.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,10 +39,12 @@ pub enum Workload {
     Flows,
     /// TCP connections, one after the other.
     Connects,
+    /// No traffic.
+    Idle,
 }
 
 /// The workloads, for messages and `weft-bench list`: form and meaning.
-pub const FORMS: [(&str, &str); 11] = [
+pub const FORMS: [(&str, &str); 12] = [
     ("tcpN", "bulk TCP through N connections: tcp1, tcp4, tcp16"),
     ("tcpN-both", "in both directions at once, N connections each"),
     ("udpLEN", "datagrams of LEN bytes, 64 per system call, as many as the kernel takes: udp64, udp512, udp1400"),
@@ -50,9 +55,10 @@ pub const FORMS: [(&str, &str); 11] = [
     ("rr-load", "the same while tcp4 runs beside it"),
     ("flows", "request and response on 64 connections at once"),
     ("connect", "TCP connections: connect, a byte each way, close; two clients"),
+    ("idle", "no traffic: CPU time and wake-ups of the subject's own processes, if it has any"),
     (
         "all",
-        "tcp1 tcp4 tcp16 tcp1-both tcp4-both udp64 udp512 udp1400 udp64@200k udpgso udpgso@5g rr rr-load flows connect",
+        "tcp1 tcp4 tcp16 tcp1-both tcp4-both udp64 udp512 udp1400 udp64@200k udpgso udpgso@5g rr rr-load flows connect idle",
     ),
 ];
 
@@ -113,6 +119,7 @@ impl Workload {
             "rr-load" => Workload::Latency { bulk_flows: BULK_FLOWS },
             "flows" => Workload::Flows,
             "connect" => Workload::Connects,
+            "idle" => Workload::Idle,
             _ => {
                 if let Some(flows) = word.strip_prefix("tcp") {
                     let (flows, both) = flows.strip_suffix("-both").map_or((flows, false), |flows| (flows, true));
@@ -151,11 +158,11 @@ impl Workload {
         Ok(list)
     }
 
-    /// Runs it: `there` is the path from host a to host b, `back` the other direction.
+    /// Runs it: `there` is the path from host a to host b, `back` the other direction, `pids` are the subject's own processes.
     ///
     /// # Errors
     /// Of the measurement.
-    pub fn run(self, there: Path<'_>, back: Path<'_>, run: &mut Run<'_>) -> Result<Outcome> {
+    pub fn run(self, there: Path<'_>, back: Path<'_>, pids: &[u32], run: &mut Run<'_>) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         match self {
             Workload::Tcp { flows, both } => {
@@ -181,6 +188,7 @@ impl Workload {
                 outcome.add("connects_per_s", connects.per_second());
                 outcome.add("cpu_cores", connects.cpu.as_secs_f64() / connects.elapsed.as_secs_f64());
             }
+            Workload::Idle => outcome.idle(pids, run)?,
         }
         Ok(outcome)
     }
@@ -209,6 +217,22 @@ impl Outcome {
         self.add("cpu_cores", latency.cpu.as_secs_f64() / latency.elapsed.as_secs_f64());
         self.latency_cdf = CDF.iter().map(|part| (latency.quantile_us(*part), *part)).collect();
         self.latency_cdf.push((latency.times.max() as f64 / 1e3, 1.0));
+    }
+
+    /// Who looks on may ask the subject, which is work for it: so before the warm-up, and after the end.
+    fn idle(&mut self, pids: &[u32], run: &mut Run<'_>) -> Result<()> {
+        run.watch.open()?;
+        run.stop.sleep(run.window.warm_up)?;
+        let (started, before) = (Instant::now(), Turns::of(pids));
+        run.stop.sleep(run.window.length)?;
+        let (after, elapsed) = (Turns::of(pids), started.elapsed().as_secs_f64());
+        run.watch.close()?;
+        if let (Some(before), Some(after)) = (before, after) {
+            let (cpu, turns) = after.since(&before);
+            self.add("subject_cpu", cpu.as_secs_f64() / elapsed * 100.0);
+            self.add("subject_wakeups", turns as f64 / elapsed);
+        }
+        Ok(())
     }
 }
 
@@ -243,7 +267,8 @@ mod tests {
         assert_eq!(Workload::parse("udp64@200k").unwrap(), Workload::Udp { payload_len: 64, rate: Some(200e3) });
         assert_eq!(Workload::parse("udpgso@5g").unwrap(), Workload::UdpSegmented { rate: Some(5e9) });
         assert_eq!(Workload::parse("tcp4-both").unwrap(), Workload::Tcp { flows: 4, both: true });
-        assert_eq!(Workload::parse_list("all").unwrap().len(), 15);
+        assert_eq!(Workload::parse("idle").unwrap(), Workload::Idle);
+        assert_eq!(Workload::parse_list("all").unwrap().len(), 16);
     }
 
     #[test]

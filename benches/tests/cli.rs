@@ -35,7 +35,8 @@ fn nonsense_is_answered_with_what_was_expected_and_exit_code_2() {
 fn the_list_names_subjects_and_workloads() {
     let output = weft_bench(&["list"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    for word in ["weft:engine=uring", "vxlan", "host-gw", "external:NAME=COMMAND", "udpgso@RATE", "rr-load", "connect"]
+    for word in
+        ["weft:engine=uring", "vxlan", "host-gw", "external:NAME=COMMAND", "udpgso@RATE", "rr-load", "connect", "idle"]
     {
         assert!(said.contains(word), "{word}: {said}");
     }

@@ -5,7 +5,7 @@ use super::markup::Markup;
 use super::ratios::{self, times};
 use crate::metric;
 use crate::result::{Report, Sample, SubjectReport};
-use crate::targets::{self, Judged, Reached};
+use crate::targets::{self, Judged, Measured, Reached};
 
 /// Title, warnings and what ran where.
 pub fn headline(out: &mut Markup, report: &Report) {
@@ -102,8 +102,8 @@ pub fn targets(out: &mut Markup, report: &Report, judged: &[Judged]) {
     out.nest("section", &[], |out| {
         out.leaf("h2", &[], "Must, aim, measured");
         let words = format!(
-            "Ratios of {} on its default settings to {}. For latency and CPU less is better. The verdict is the median's; \
-             \u{201c}not in every round\u{201d} says that the spread reaches over the bound.",
+            "Ratios of {} on its default settings to {}. For latency and CPU less is better. Idle, it is judged by its own \
+             CPU time. The verdict is the median's; \u{201c}not in every round\u{201d} says that the spread reaches over the bound.",
             targets::SUBJECT,
             ratios::subject_words(targets::BASELINE)
         );
@@ -120,10 +120,11 @@ pub fn targets(out: &mut Markup, report: &Report, judged: &[Judged]) {
                     cell(out, "", target.mode.name());
                     cell(out, "", &data::workload_words(target.workload));
                     cell(out, "", target.metric);
-                    cell(out, "number", &format!("{bound} {:.2}", target.must));
-                    cell(out, "number", &format!("{bound} {:.2}", target.aim));
-                    let (measured, spread) = match &row.ratio {
-                        Some(ratio) => (times(ratio.median), format!("{:.2} \u{2013} {:.2}", ratio.min, ratio.max)),
+                    cell(out, "number", &format!("{bound} {}", target.show_goal(target.must)));
+                    cell(out, "number", &format!("{bound} {}", target.show_goal(target.aim)));
+                    let show = |value| target.absolute().map_or_else(|| times(value), |metric| metric.show(value));
+                    let (measured, spread) = match &row.measured {
+                        Some(Measured { median, min, max }) => (show(*median), format!("{min:.2} \u{2013} {max:.2}")),
                         None => ("\u{2013}".to_owned(), String::new()),
                     };
                     cell(out, "number strong", &measured);

@@ -72,16 +72,21 @@ fn every_other_workload_and_kind_of_link_is_measured_too() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let workloads = "tcp2-both,udp64@2k,udpgso,udpgso@100m,rr-load,flows,connect";
+    let workloads = "tcp2-both,udp64@2k,udpgso,udpgso@100m,rr-load,flows,connect,idle";
     let arguments = ["--subjects", "weft:engine=epoll,spin=0,host-gw", "--baseline", "host-gw", "--modes", "wire"];
     let arguments =
         [&arguments[..], &["--rounds", "1", "--mtu", "9000", "--rate", "500m", "--workloads", workloads]].concat();
     let (output, report) = run(&arguments, &directory.path().join("result.json"));
     assert!(output.status.success() && report.ok, "{:?} {output:?}", report.failures);
-    for workload in workloads.split(',') {
+    // What an idle subject uses has no ratio.
+    for workload in workloads.split(',').filter(|workload| *workload != "idle") {
         let found = report.ratios.iter().find(|ratio| ratio.workload == workload);
         let ratio = found.unwrap_or_else(|| panic!("no ratio for {workload}"));
         assert_eq!((ratio.mtu, ratio.rate_mbit, ratio.samples), (9000, Some(500), 1));
+    }
+    for sample in report.samples.iter().filter(|sample| sample.workload == "idle") {
+        let has = ["subject_cpu", "subject_wakeups"].map(|metric| sample.metrics.contains_key(metric));
+        assert_eq!(has, [sample.subject != "host-gw"; 2], "{sample:?}");
     }
     let weft = &report.subjects[0];
     assert_eq!((weft.engine.as_deref(), weft.spin_us, weft.overlay_mtu), (Some("epoll"), Some(0), Some(8972)));
