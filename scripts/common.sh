@@ -5,6 +5,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Scripts and messages name what is built by its place below here, whatever place cargo is set up to build in.
+export CARGO_TARGET_DIR="$PWD/target"
+
 # A toolchain that rustup has installed, also for root under sudo, whose path and home are not those of the person.
 for home in "$HOME" "$(getent passwd "${SUDO_USER:-}" 2>/dev/null | cut -d: -f6 || true)"; do
     if ! command -v cargo >/dev/null && [[ -n "$home" && -x "$home/.cargo/bin/cargo" ]]; then

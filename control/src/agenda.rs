@@ -3,6 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+/// From the first netlink event to looking at what should be in the kernel.
+pub const RECONCILE_DEBOUNCE: Duration = Duration::from_millis(50);
+/// Shortest time between two repairs: somebody who removes a route again and again is not fought faster than this.
+pub const RECONCILE_PERIOD_MIN: Duration = Duration::from_secs(1);
+/// First and longest pause before a process that ended is started again, or a repair that failed is repeated; each failure
+/// doubles it.
+pub const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
+/// See [`RETRY_PAUSE_MIN`].
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A process that lived this long was well, and the next pause is the first again.
+pub const RESTART_HEALTHY: Duration = Duration::from_secs(10);
+
 /// When each task falls due.
 #[derive(Debug)]
 pub struct Agenda<Task>(BTreeMap<Task, Instant>);

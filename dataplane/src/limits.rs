@@ -25,6 +25,8 @@ pub const SCRATCH_LEN: usize = weft_packet::icmp::ERROR_LEN_MAX;
 pub const TUN_FRAMES: usize = 128;
 /// Frames for UDP receives per worker: each may hold 64 datagrams. A power of two (buffer ring).
 pub const UDP_FRAMES: usize = 32;
+/// Bytes read from TUN, or from the socket, in one turn before they are worked on: half of a second-level cache of 1 MiB.
+pub const TURN_BYTES_MAX: usize = 8 << 16;
 /// Bytes before the data of a frame: keeps the IP header aligned behind a 10-byte virtio-net header.
 pub const HEADROOM: usize = 64;
 /// Bytes per frame: headroom, the ring's receive header (16 + 28 + 24), one whole packet; whole pages, and an odd number of

@@ -16,7 +16,9 @@
 mod obtain;
 
 use self::obtain::obtain;
-use crate::agenda::Agenda;
+use crate::agenda::{
+    Agenda, RECONCILE_DEBOUNCE, RECONCILE_PERIOD_MIN, RESTART_HEALTHY, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN,
+};
 use crate::backend::udp_tunnel::Push;
 use crate::causes;
 use crate::config::{self, LoadError, Tunnel};
@@ -42,10 +44,6 @@ use tracing::{error, info, warn};
 
 /// From the first sign of a changed file to reading it: editors and ConfigMaps make several changes at once.
 const FILE_DEBOUNCE: Duration = Duration::from_millis(100);
-/// From the first netlink event to looking at device and routes.
-const RECONCILE_DEBOUNCE: Duration = Duration::from_millis(50);
-/// Shortest time between two repairs: somebody who removes a route again and again is not fought faster than this.
-const RECONCILE_PERIOD_MIN: Duration = Duration::from_secs(1);
 /// Between two looks at everything, whether or not an event came.
 const RECONCILE_PERIOD_MAX: Duration = Duration::from_secs(60);
 /// Between two questions to the resolver when all names are known, and when one is not.
@@ -53,11 +51,6 @@ const RESOLVE_PERIOD: Duration = Duration::from_secs(30);
 const RESOLVE_PERIOD_UNKNOWN: Duration = Duration::from_secs(5);
 /// Longest wait for the resolver before the tunnel comes up without the names that did not answer.
 pub const RESOLVE_FIRST_TIMEOUT: Duration = Duration::from_secs(5);
-/// First and longest pause before a dead weftd is started again; each failure doubles it.
-const RESTART_PAUSE_MIN: Duration = Duration::from_millis(50);
-const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A weftd that lived this long was well, and the next pause is the first again.
-const RESTART_HEALTHY: Duration = Duration::from_secs(10);
 
 const SIGNALS: Token = Token(0);
 const FILE: Token = Token(1);
@@ -193,7 +186,7 @@ impl Controller {
             failure: None,
             agenda: Agenda::default(),
             last_reconcile: now,
-            restart_pause: RESTART_PAUSE_MIN,
+            restart_pause: RETRY_PAUSE_MIN,
             weftd_started: now,
             poll,
             signals,
@@ -298,7 +291,7 @@ impl Controller {
         self.poll.registry().deregister(&mut SourceFd(&handle.fd().as_raw_fd()))?;
         self.live.reap();
         if self.weftd_started.elapsed() >= RESTART_HEALTHY {
-            self.restart_pause = RESTART_PAUSE_MIN;
+            self.restart_pause = RETRY_PAUSE_MIN;
         }
         let (pid, pause, said) = (self.live.state().weftd.pid, self.restart_pause, self.live.last_words());
         warn!("weftd, process {pid}, has ended; starting it again in {pause:?}{said}");
@@ -426,7 +419,7 @@ impl Controller {
 
     fn plan_restart(&mut self) {
         self.agenda.add(Task::RestartWeftd, Instant::now() + self.restart_pause);
-        self.restart_pause = (self.restart_pause * 2).min(RESTART_PAUSE_MAX);
+        self.restart_pause = (self.restart_pause * 2).min(RETRY_PAUSE_MAX);
     }
 
     fn resolve(&mut self) {

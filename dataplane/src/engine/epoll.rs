@@ -17,8 +17,6 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 use weft_packet::vnet::VNET_LEN;
 
-/// Bytes read from TUN per turn before they are worked on: what fits the caches beside the rest.
-const TURN_BYTES_MAX: usize = 8 * 65_536;
 /// Messages per sendmmsg.
 const SEND_BATCH: usize = 16;
 /// Where a TUN read starts in its frame: the virtio-net header lies right before an aligned IP header.

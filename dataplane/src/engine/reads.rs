@@ -1,12 +1,11 @@
 //! How many reads an engine asks for in a turn, and into which frames: as many as the last turns found data for, of the
 //! frames at hand those used last, and no more bytes than stay in the processor's second-level cache.
 
+use crate::limits::{PACKET_LEN_MAX, TURN_BYTES_MAX};
 use crate::pool::FrameId;
 
-/// Bytes that may be read in one turn: half of a second-level cache of 1 MiB.
-const WARM_LEN: usize = 1 << 19;
-/// Reads that may be asked for however much each brings.
-const COUNT_MIN: usize = 8;
+/// Reads that may be asked for however much each brings: as many of the longest packets as a turn may bring.
+const COUNT_MIN: usize = TURN_BYTES_MAX.div_ceil(PACKET_LEN_MAX + 1);
 
 /// Reads of one kind: from TUN, or from the socket.
 #[derive(Debug)]
@@ -53,7 +52,7 @@ impl Reads {
             // All that were asked for found data: there may be much more. Otherwise one more than there was.
             self.wanted = if found == asked { 2 * asked } else { found + 1 };
         }
-        let warm = (WARM_LEN / (self.filled16 / 16).max(1)).max(COUNT_MIN);
+        let warm = (TURN_BYTES_MAX / (self.filled16 / 16).max(1)).max(COUNT_MIN);
         self.turn.0 = self.wanted.min(warm).min(self.free.len());
         self.turn.0
     }

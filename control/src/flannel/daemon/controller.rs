@@ -17,7 +17,9 @@ use super::peers::Peers;
 use super::rules::TrafficRules;
 use super::signals::Signals;
 use super::{describe_external, describe_own, underlay_families};
-use crate::agenda::Agenda;
+use crate::agenda::{
+    Agenda, RECONCILE_DEBOUNCE, RECONCILE_PERIOD_MIN, RESTART_HEALTHY, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN,
+};
 use crate::causes;
 use crate::daemon::ProcessHandle;
 use crate::flannel::external::{self, Families, InterfaceOptions};
@@ -35,21 +37,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
-/// From the first netlink event to looking at what the backend has in the kernel.
-const RECONCILE_DEBOUNCE: Duration = Duration::from_millis(50);
-/// Shortest time between two repairs: somebody who removes a route again and again is not fought faster than this.
-const RECONCILE_PERIOD_MIN: Duration = Duration::from_secs(1);
 /// Between two looks at everything, whether or not an event came.
 const RECONCILE_PERIOD_MAX: Duration = Duration::from_secs(10);
 /// From a change of links or addresses to choosing the underlay anew: a link that comes back has its addresses a little
 /// later.
 const UNDERLAY_DEBOUNCE: Duration = Duration::from_millis(300);
-/// First and longest pause before a process that ended is started again, or a failed reconciliation is repeated; each failure
-/// doubles it.
-const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
-const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A process that lived this long was well, and the next pause is the first again.
-const RESTART_HEALTHY: Duration = Duration::from_secs(10);
 
 const SIGNALS: Token = Token(0);
 const NETLINK: Token = Token(1);
