@@ -80,7 +80,7 @@ pub struct SendOp {
     pub frame: FrameId,
     /// The same for the kernel, one entry; filled when the batch is closed.
     pub gather: Gather,
-    /// UDP_SEGMENT message, valid when there is more than one datagram.
+    /// UDP_SEGMENT message, see [`Self::segments`].
     pub control: Control,
     count: usize,
 }
@@ -104,6 +104,12 @@ impl SendOp {
     #[inline]
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// The UDP_SEGMENT message, if there is more than one datagram.
+    #[inline]
+    pub fn segments(&self) -> Option<&Control> {
+        (self.count > 1).then_some(&self.control)
     }
 
     /// Bytes of datagram `index` in the frame.

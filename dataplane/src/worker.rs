@@ -132,7 +132,11 @@ impl<'a, E: Engine> Worker<'a, E> {
             self.carry(fib);
             self.count_turn(wait);
             let pause = tempo.pause(now, &received, self.has_work());
-            wait = if pause == Pause::Sleep { Wait::Sleep } else { Wait::No };
+            wait = match pause {
+                Pause::Sleep => Wait::Sleep,
+                _ if tempo.in_bulk(now) => Wait::No,
+                _ => Wait::Spin,
+            };
             match pause {
                 Pause::None | Pause::Sleep => {}
                 // The other end, or the application, may share this core.

@@ -1,6 +1,7 @@
 //! Engines: how a worker reaches the kernel. `uring` by default, `epoll` where io_uring is disabled; both pass the same
 //! tests. An engine knows nothing of IP, routes or peers: it moves frames and executes queued operations.
 
+mod calls;
 pub mod epoll;
 mod reads;
 pub mod uring;
@@ -8,17 +9,23 @@ pub mod uring;
 use crate::io::Io;
 use std::io as stdio;
 use std::os::fd::BorrowedFd;
+use weft_packet::vnet::VNET_LEN;
+
+/// Where a TUN read starts in its frame: the virtio-net header lies right before an aligned IP header.
+const TUN_DATA: usize = crate::limits::HEADROOM - VNET_LEN;
 
 /// What a turn does when nothing is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
     /// Returns at once.
     No,
+    /// The same; what comes is likely to be single: a request, or its reply.
+    Spin,
     /// Sleeps until a packet, a completion or a wake-up arrives.
     Sleep,
 }
 
-/// The descriptors a worker's engine works on. All non-blocking; they outlive the engine.
+/// The descriptors a worker's engine works on; they outlive the engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Descriptors<'a> {
     /// The TUN queue.

@@ -64,6 +64,12 @@ impl Reads {
         self.free.pop().expect("no more is asked for than there are frames")
     }
 
+    /// A frame for a read that is made at once, by a call of its own.
+    #[inline]
+    pub fn take(&mut self) -> Option<FrameId> {
+        self.free.pop()
+    }
+
     /// A read brought `len` bytes.
     #[inline]
     pub fn filled(&mut self, len: usize) {

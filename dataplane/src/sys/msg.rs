@@ -265,6 +265,21 @@ pub unsafe fn write_gather(fd: BorrowedFd<'_>, gather: &Gather) -> io::Result<us
     check(unsafe { libc::writev(fd.as_raw_fd(), gather.as_ptr(), gather.len() as i32) } as libc::c_long)
 }
 
+/// The header of a message to `name`, of `gather`, cut into datagrams as `control` says. Valid as long as they stay where they are.
+pub fn send_header(name: &Name, name_len: libc::socklen_t, gather: &Gather, control: Option<&Control>) -> libc::msghdr {
+    // SAFETY: `msghdr` is plain old data for which all zero bytes are a valid value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = (&raw const *name).cast_mut().cast();
+    header.msg_namelen = name_len;
+    header.msg_iov = gather.as_ptr().cast_mut();
+    header.msg_iovlen = gather.len();
+    if let Some(control) = control {
+        header.msg_control = (&raw const *control).cast_mut().cast();
+        header.msg_controllen = CONTROL_LEN;
+    }
+    header
+}
+
 /// sendmmsg(2), non-blocking: how many of `messages` went out, or why the first did not.
 ///
 /// # Safety

@@ -60,6 +60,12 @@ impl Tempo {
         }
     }
 
+    /// Whether there was bulk traffic a moment ago.
+    #[inline]
+    pub fn in_bulk(&self, now: Duration) -> bool {
+        self.last_bulk.is_some_and(|last| now.saturating_sub(last) <= BULK_MEMORY)
+    }
+
     /// What to do next. `has_work`: something is queued or held over.
     #[inline]
     pub fn pause(&self, now: Duration, received: &Received, has_work: bool) -> Pause {
@@ -69,8 +75,7 @@ impl Tempo {
         if has_work || received.packets > 0 {
             return Pause::None;
         }
-        let in_bulk = self.last_bulk.is_some_and(|last| now.saturating_sub(last) <= BULK_MEMORY);
-        if !in_bulk && now.saturating_sub(self.last_active) < self.spin { Pause::Yield } else { Pause::Sleep }
+        if !self.in_bulk(now) && now.saturating_sub(self.last_active) < self.spin { Pause::Yield } else { Pause::Sleep }
     }
 }
 
