@@ -259,8 +259,13 @@ impl<'a> Uring<'a> {
 
     /// A turn without the ring: what is queued, and then one read from each source.
     fn call(&mut self, io: &mut Io) -> io::Result<()> {
+        let sends = !io.sends.is_idle();
         self.calls.send_queued(io);
         self.calls.write_queued(io);
+        if sends {
+            // Whoever the packet is for may share this core. (Who waits for a packet from TUN has preempted us by now.)
+            rustix::thread::sched_yield();
+        }
         if let Some(frame) = self.tun_reads.take() {
             self.calls.read_tun(io, frame)?;
         }
