@@ -161,7 +161,7 @@ impl RunArgs {
         campaign::perform(campaign, &stop, &mut progress, &mut report);
         drop(progress);
         println!("{}", table::show(&report));
-        println!("{}", targets::table(&targets::judge(&report)));
+        println!("{}", targets::table(&report, &targets::judge(&report)));
         for failure in &report.failures {
             println!("FAILED: {failure}");
         }

@@ -316,7 +316,7 @@ fn bar(samples: &Samples<'_>, ratio: &Ratio, class: String, side: Side) -> Bar {
 
 /// A ratio for people: `1.04×`.
 pub fn times(ratio: f64) -> String {
-    format!("{}\u{d7}", crate::metric::three_digits(ratio))
+    format!("{}\u{d7}", crate::metric::ratio_digits(ratio))
 }
 
 fn figure(title: String, groups: Vec<Group>) -> Bars {

@@ -3,7 +3,7 @@
 use super::data::{self, OnLink};
 use super::markup::Markup;
 use super::ratios::{self, times};
-use crate::metric;
+use crate::metric::{self, ratio_digits};
 use crate::result::{Report, Sample, SubjectReport};
 use crate::targets::{self, Judged, Measured, Reached};
 
@@ -225,7 +225,12 @@ pub fn medians(out: &mut Markup, report: &Report) {
                         }
                         cell(out, "number", &summary.samples.to_string());
                         let (ratio, spread) = ratio
-                            .map(|ratio| (times(ratio.median), format!("{:.2} \u{2013} {:.2}", ratio.min, ratio.max)))
+                            .map(|ratio| {
+                                (
+                                    times(ratio.median),
+                                    format!("{} \u{2013} {}", ratio_digits(ratio.min), ratio_digits(ratio.max)),
+                                )
+                            })
                             .unwrap_or_default();
                         cell(out, "number strong", &ratio);
                         cell(out, "number", &spread);
