@@ -13,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use weft_lab::measure::{Path, Run, Stop, Window};
+use weft_lab::measure::{Path, Run, Stop, Window, congestion_control};
 use weft_lab::topology::Pair;
 use weft_lab::{Lab, Ping, ping};
 
@@ -50,6 +50,8 @@ pub struct Campaign {
     pub workloads: Vec<(String, Workload)>,
     /// Ask iperf3, too, after each TCP workload in one direction.
     pub cross_check: bool,
+    /// The congestion control of TCP; `None`: the system's.
+    pub congestion_control: Option<String>,
 }
 
 /// Two hosts with every subject between them, for one MTU and rate limit.
@@ -161,6 +163,10 @@ impl Field {
     fn new(campaign: &Campaign, lab: &Lab, mtu: u32, rate_mbit: Option<u64>, report: &mut Report) -> Result<Field> {
         let pair = Pair::new(lab, mtu)?;
         pair.link.set_rate(rate_mbit.map(|rate| rate * 1_000_000))?;
+        for node in [&pair.a, &pair.b] {
+            let used = node.run(|| congestion_control(campaign.congestion_control.as_deref()))?;
+            report.host.congestion_control = Some(used);
+        }
         let mut field = Field { mtu, rate_mbit, subjects: Vec::new(), pair };
         for (number, spec) in (0..).zip(&campaign.subjects) {
             let site = Site { lab, link: &field.pair.link, mtu, number };
@@ -206,11 +212,12 @@ impl Field {
         let back = Path { from: b, to: a, address: address_a };
         let before = subject.facts()?;
         let mut meter = Meter::new(subject, [a, b]);
-        let mut run = Run { window: campaign.window, stop, watch: &mut meter };
+        let congestion_control = campaign.congestion_control.as_deref();
+        let mut run = Run { window: campaign.window, stop, watch: &mut meter, congestion_control };
         let mut outcome = workload.run(there, back, &subject.pids(), &mut run)?;
         meter.add_to(&mut outcome);
         if let (true, Workload::Tcp { flows, both: false }) = (campaign.cross_check, workload) {
-            let found = iperf3::tcp_throughput(&there, flows, campaign.window.length, stop)?;
+            let found = iperf3::tcp_throughput(&there, flows, campaign.window.length, congestion_control, stop)?;
             outcome.add("iperf3_throughput", found);
         }
         let after = subject.facts()?;

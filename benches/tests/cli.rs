@@ -22,6 +22,11 @@ fn nonsense_is_answered_with_what_was_expected_and_exit_code_2() {
         (&["--modes", "wire,wire"], "is there twice"),
         (&["--subjects", "vxlan", "--subject", "vxlan"], "is there twice"),
         (&["--baseline", "vxlan", "--subjects", "weft"], "--baseline"),
+        (
+            &["--congestion-control", "warp"],
+            "--congestion-control: the kernel refuses congestion control `warp`; it offers: ",
+        ),
+        (&["--congestion-control", ""], "it offers: "),
         (&["--colour"], "--colour"),
     ] {
         let output = weft_bench(&["run"]).args(arguments).output().unwrap();

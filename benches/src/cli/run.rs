@@ -14,7 +14,7 @@ use weft_bench::result::{Mode, Plan, Report, SCHEMA};
 use weft_bench::spec::{Kind, SubjectSpec};
 use weft_bench::workload::{Workload, parse_rate};
 use weft_bench::{host, iperf3, table, targets};
-use weft_lab::measure::{Stop, Window};
+use weft_lab::measure::{self, Stop, Window};
 
 use super::report::write_html;
 
@@ -63,6 +63,9 @@ pub struct RunArgs {
     /// The subject that ratios are against [default: vxlan, if it is among the subjects]
     #[arg(long, value_name = "SUBJECT")]
     baseline: Option<String>,
+    /// Congestion control of TCP, such as cubic or bbr, for every TCP workload [default: the system's]
+    #[arg(long, value_name = "NAME")]
+    congestion_control: Option<String>,
     /// Ask iperf3, too, after each TCP workload in one direction
     #[arg(long)]
     cross_check: bool,
@@ -111,6 +114,8 @@ impl RunArgs {
             let is_there = subjects.iter().any(|spec| spec.name == *baseline);
             ensure!(is_there, "--baseline {baseline}: expected one of the subjects");
         }
+        let congestion_control = self.congestion_control.as_deref();
+        measure::congestion_control(congestion_control).context("--congestion-control")?;
         Ok(Campaign {
             rounds: self.rounds.unwrap_or(if self.quick { 2 } else { 5 }),
             window: Window { warm_up, length },
@@ -120,6 +125,7 @@ impl RunArgs {
             rates_mbit: list("--rate", &self.rate, rate)?,
             workloads: Workload::parse_list(&self.workloads).context("--workloads")?,
             cross_check: self.cross_check,
+            congestion_control: self.congestion_control.clone(),
         })
     }
 
@@ -187,7 +193,7 @@ impl RunArgs {
             command: std::env::args().collect(),
             started: campaign::rfc3339_now(),
             elapsed_s: 0.0,
-            host: host::facts(load, debug_build),
+            host: host::facts(load, debug_build, None),
             plan: Plan {
                 rounds: campaign.rounds,
                 seconds: campaign.window.length.as_secs_f64(),
@@ -198,6 +204,7 @@ impl RunArgs {
                 mtus: campaign.mtus.clone(),
                 rates_mbit: campaign.rates_mbit.clone(),
                 workloads: campaign.workloads.iter().map(|(name, _)| name.clone()).collect(),
+                congestion_control: campaign.congestion_control.clone(),
             },
             subjects: Vec::new(),
             samples: Vec::new(),

@@ -81,7 +81,8 @@ fn facts(out: &mut Markup, report: &Report) {
     fact("Rounds", &plan.rounds.to_string(), &each);
     let took = format!("{:.0} s; {:.1} % of the machine busy before", report.elapsed_s, host.load * 100.0);
     fact("Begun", &report.started.replace('T', " ").replace('Z', " UTC"), &took);
-    fact("TCP", host.congestion_control.as_deref().unwrap_or("unknown"), "congestion control");
+    let aside = plan.congestion_control.as_ref().map_or("congestion control", |_| "congestion control, as asked for");
+    fact("TCP", host.congestion_control.as_deref().unwrap_or("unknown"), aside);
 }
 
 /// The command line as a shell takes it: what is not plain stands in single quotes.

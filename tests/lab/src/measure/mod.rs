@@ -17,6 +17,7 @@
 mod connect;
 mod cpu;
 mod pattern;
+mod socket;
 mod stop;
 mod tcp;
 mod tcp_latency;
@@ -32,6 +33,7 @@ use anyhow::{Context, Result, ensure};
 pub use connect::{Connects, tcp_connects};
 pub use cpu::{CpuTime, process_cpu_time};
 pub use hdrhistogram::Histogram;
+pub use socket::congestion_control;
 pub use stop::{Stop, Stopped};
 pub use tcp::tcp_throughput;
 pub use tcp_latency::{Latency, REQUEST_LEN, tcp_latency};
@@ -86,7 +88,7 @@ impl Watch for () {
     }
 }
 
-/// One measurement: when it counts, what ends it early, who looks on.
+/// One measurement: when it counts, what ends it early, who looks on, what its TCP sockets use.
 pub struct Run<'a> {
     /// When to count.
     pub window: Window,
@@ -94,6 +96,8 @@ pub struct Run<'a> {
     pub stop: &'a Stop,
     /// Looks on.
     pub watch: &'a mut dyn Watch,
+    /// The congestion control of TCP, which every connection is checked for; `None`: the system's.
+    pub congestion_control: Option<&'a str>,
 }
 
 /// The width of the slices of [`Throughput::over_time`].
