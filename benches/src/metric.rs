@@ -54,7 +54,11 @@ pub const METRICS: [Metric; 21] = [
     side(more("offered_pps", "1/s", "datagrams that the sender's kernel took")),
     side(less("cpu_cores", "cores", "CPU seconds of the whole machine per second")),
     side(without_ratio(less("retransmits", "1/s", "TCP segments sent again on both hosts"))),
-    side(without_ratio(less("reordered", "1/s", "TCP segments that came out of order on both hosts"))),
+    side(without_ratio(less(
+        "reordered",
+        "1/s",
+        "TCP segments on both hosts, and datagrams of `peers`, that came out of order",
+    ))),
     side(without_ratio(less(
         "receiver_drops",
         "1/s",

@@ -114,6 +114,15 @@ impl RunArgs {
             let is_there = subjects.iter().any(|spec| spec.name == *baseline);
             ensure!(is_there, "--baseline {baseline}: expected one of the subjects");
         }
+        let workloads = Workload::parse_list(&self.workloads).context("--workloads")?;
+        if workloads.iter().any(|(_, workload)| *workload == Workload::Peers) {
+            let without = subjects.iter().find(|spec| !spec.kind.has_peers());
+            ensure!(
+                without.is_none(),
+                "workload `peers`: subject `{}` cannot be set up with many peers; expected weft, vxlan or host-gw",
+                without.map_or("", |spec| &spec.name)
+            );
+        }
         let congestion_control = self.congestion_control.as_deref();
         measure::congestion_control(congestion_control).context("--congestion-control")?;
         Ok(Campaign {
@@ -123,7 +132,7 @@ impl RunArgs {
             modes: list("--modes", &self.modes, mode)?,
             mtus: list("--mtu", &self.mtu, mtu)?,
             rates_mbit: list("--rate", &self.rate, rate)?,
-            workloads: Workload::parse_list(&self.workloads).context("--workloads")?,
+            workloads,
             cross_check: self.cross_check,
             congestion_control: self.congestion_control.clone(),
         })

@@ -68,6 +68,7 @@ impl Topic {
     /// The metrics of it that a workload is judged by.
     fn metrics(self, workload: &str) -> &'static [&'static str] {
         match self {
+            Topic::Speed if workload == "peers" => &["pps"],
             Topic::Speed if workload.starts_with("udp") && !workload.starts_with("udpgso") => &["pps"],
             Topic::Speed => &["throughput", "connects_per_s"],
             Topic::Latency => &["latency_p50", "latency_p99", "latency_p999"],

@@ -1,6 +1,6 @@
 //! Measuring between two nodes on a cable: figures are there, and a raised flag ends it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -9,8 +9,8 @@ use rustix::net::sockopt::tcp_congestion;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use weft_lab::Lab;
 use weft_lab::measure::{
-    Blast, Path, Run, Stop, Stopped, Watch, Window, congestion_control, tcp_connects, tcp_flows, tcp_latency,
-    tcp_throughput, udp_blast,
+    Blast, Path, Run, Spread, Spreaded, Stop, Stopped, Watch, Window, congestion_control, tcp_connects, tcp_flows,
+    tcp_latency, tcp_throughput, udp_blast, udp_spread,
 };
 use weft_lab::topology::Pair;
 
@@ -75,6 +75,24 @@ fn a_paced_sender_offers_the_rate_that_was_asked_for() -> Result<()> {
         let offered = blasted.offered_per_second();
         assert!(offered > 0.0 && offered < 15_000.0, "{blasted:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn datagrams_to_many_addresses_are_measured_and_an_address_without_any_is_an_error() -> Result<()> {
+    let Some(lab) = Lab::start() else { return Ok(()) };
+    let pair = Pair::new(&lab, 1500)?;
+    pair.a.route_via("10.9.0.0/16", "192.0.2.2", "u0")?;
+    pair.b.address("lo", "10.9.0.1/16")?;
+    let peers: Vec<Ipv4Addr> = (1..=100).map(|number| Ipv4Addr::new(10, 9, number, 1)).collect();
+    let spread = Spread { peers: &peers, sockets: 4, payload_len: 200 };
+    let run = &mut Run { window: WINDOW, stop: &Stop::default(), watch: &mut (), congestion_control: None };
+    let Spreaded { blasted, late } = udp_spread(&pair.a, &pair.b, spread, run)?;
+    assert_eq!((blasted.throughput.bytes, late), (blasted.received * 200, 0));
+    // This one leads back to the sender.
+    pair.a.address("lo", "10.9.7.1/32")?;
+    let error = format!("{:#}", udp_spread(&pair.a, &pair.b, spread, run).unwrap_err());
+    assert!(error.contains("nothing arrived at 1 of 100 peers, such as 10.9.7.1"), "{error}");
     Ok(())
 }
 

@@ -99,6 +99,27 @@ fn every_other_workload_and_kind_of_link_is_measured_too() {
 }
 
 #[test]
+fn many_peers_are_reached_by_way_of_every_subject_that_can_have_them() {
+    if !require_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--subjects", "weft,vxlan,host-gw", "--modes", "wire", "--rounds", "1", "--workloads", "peers,rr"];
+    let (output, report) = run(&arguments, &directory.path().join("result.json"));
+    assert!(output.status.success() && report.ok, "{:?} {output:?}", report.failures);
+    assert_eq!(report.samples.len(), 2 * 3);
+    for sample in report.samples.iter().filter(|sample| sample.workload == "peers") {
+        for metric in ["pps", "throughput", "loss", "cpu_per_mpkt", "reordered", "receiver_drops"] {
+            assert!(sample.metrics.contains_key(metric), "{metric}: {sample:?}");
+        }
+        let bits = sample.metrics["pps"] * 200.0 * 8.0;
+        assert!((sample.metrics["throughput"] / bits - 1.0).abs() < 1e-9, "{sample:?}");
+    }
+    let weft = report.subjects.iter().find(|subject| subject.name == "weft").unwrap();
+    assert!(weft.drops.keys().all(|reason| !reason.contains("spoof")), "{:?}", weft.drops);
+}
+
+#[test]
 fn a_subject_that_does_not_come_up_is_refused_and_the_others_are_measured() {
     if !require_root() {
         return;

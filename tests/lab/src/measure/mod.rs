@@ -2,6 +2,7 @@
 //!
 //! - [`tcp_throughput`]: bytes per second through one or more TCP flows, in one direction or both.
 //! - [`udp_blast`]: datagrams per second that arrive, small or in super-packets, at the highest rate or at a given one.
+//! - [`udp_spread`]: the same to many addresses, in many small flows.
 //! - [`tcp_latency`]: round-trip times of a small request and its response, one at a time, on an idle path or beside
 //!   bulk TCP.
 //! - [`tcp_flows`]: the same on many connections at once.
@@ -17,6 +18,7 @@
 mod connect;
 mod cpu;
 mod pattern;
+mod peers;
 mod socket;
 mod stop;
 mod tcp;
@@ -33,6 +35,7 @@ use anyhow::{Context, Result, ensure};
 pub use connect::{Connects, tcp_connects};
 pub use cpu::{CpuTime, process_cpu_time};
 pub use hdrhistogram::Histogram;
+pub use peers::{Spread, Spreaded, udp_spread};
 pub use socket::congestion_control;
 pub use stop::{Stop, Stopped};
 pub use tcp::tcp_throughput;
