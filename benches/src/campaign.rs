@@ -10,10 +10,11 @@
 //!
 //! What ran is asked before and after each measurement; figures of what was not meant to run do not count.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use weft_lab::measure::{Path, Run, Stop, Window};
+use weft_lab::measure::{Path, Run, Stop, Window, congestion_control};
 use weft_lab::topology::Pair;
 use weft_lab::{Lab, Ping, ping};
 
@@ -22,6 +23,7 @@ use crate::meter::Meter;
 use crate::progress::Progress;
 use crate::result::{Mode, Report, Sample, SubjectReport};
 use crate::spec::SubjectSpec;
+use crate::subject::peers::{self, Peer};
 use crate::subject::{Facts, Site, Subject};
 use crate::workload::{Outcome, Workload};
 
@@ -50,6 +52,8 @@ pub struct Campaign {
     pub workloads: Vec<(String, Workload)>,
     /// Ask iperf3, too, after each TCP workload in one direction.
     pub cross_check: bool,
+    /// The congestion control of TCP; `None`: the system's.
+    pub congestion_control: Option<String>,
 }
 
 /// Two hosts with every subject between them, for one MTU and rate limit.
@@ -57,8 +61,15 @@ struct Field {
     mtu: u32,
     rate_mbit: Option<u64>,
     /// In the order of the campaign; those that could not be set up are `None`. Dropped before the hosts.
-    subjects: Vec<Option<Box<dyn Subject>>>,
+    subjects: Vec<Option<Candidate>>,
     pair: Pair,
+}
+
+/// A subject that is up.
+struct Candidate {
+    subject: Box<dyn Subject>,
+    /// Addresses of many peers, if there are any.
+    peers: Vec<Ipv4Addr>,
 }
 
 impl Campaign {
@@ -66,6 +77,11 @@ impl Campaign {
     pub fn extent(&self) -> u64 {
         let conditions = self.modes.len() * self.mtus.len() * self.rates_mbit.len() * self.workloads.len();
         (conditions * self.subjects.len()) as u64 * u64::from(self.rounds)
+    }
+
+    /// Whether there are many peers.
+    fn has_peers(&self) -> bool {
+        self.workloads.iter().any(|(_, workload)| *workload == Workload::Peers)
     }
 
     /// How long they take, about.
@@ -112,13 +128,13 @@ impl Campaign {
         for (number, (name, workload)) in self.workloads.iter().enumerate() {
             for turn in 0..count {
                 let index = (turn + number + round as usize - 1) % count;
-                let (spec, subject) = (&self.subjects[index], &field.subjects[index]);
-                let Some(subject) = subject else {
+                let (spec, candidate) = (&self.subjects[index], &field.subjects[index]);
+                let Some(candidate) = candidate else {
                     progress.advance();
                     continue;
                 };
                 progress.step(&format!("{name}, {spec}"));
-                let (outcome, error) = match field.measure(subject.as_ref(), *workload, self, stop) {
+                let (outcome, error) = match field.measure(candidate, *workload, self, stop) {
                     Ok((outcome, facts)) => {
                         field.note(spec, mode, &facts, report);
                         (outcome, None)
@@ -130,7 +146,7 @@ impl Campaign {
                         report
                             .failures
                             .push(format!("{spec}, {name}, {}, round {round}: {error}", field.conditions(mode)));
-                        if error.contains("WRONG PAYLOAD") {
+                        if ["WRONG PAYLOAD", "WRONG PEER"].iter().any(|wrong| error.contains(wrong)) {
                             field.subject_report(spec, mode, report).refused.get_or_insert(error.clone());
                         }
                         (Outcome::default(), Some(error))
@@ -160,10 +176,18 @@ impl Field {
     /// Makes the hosts and sets every subject up. One that cannot be had is refused, with the reason in the report.
     fn new(campaign: &Campaign, lab: &Lab, mtu: u32, rate_mbit: Option<u64>, report: &mut Report) -> Result<Field> {
         let pair = Pair::new(lab, mtu)?;
+        if campaign.has_peers() {
+            peers::set_up_underlay(&pair.link)?;
+        }
         pair.link.set_rate(rate_mbit.map(|rate| rate * 1_000_000))?;
+        for node in [&pair.a, &pair.b] {
+            let used = node.run(|| congestion_control(campaign.congestion_control.as_deref()))?;
+            report.host.congestion_control = Some(used);
+        }
         let mut field = Field { mtu, rate_mbit, subjects: Vec::new(), pair };
         for (number, spec) in (0..).zip(&campaign.subjects) {
-            let site = Site { lab, link: &field.pair.link, mtu, number };
+            let site = Site { lab, link: &field.pair.link, mtu, number, has_peers: campaign.has_peers() };
+            let peers = site.peers().iter().map(Peer::address).collect();
             let subject = site.set_up(spec).and_then(|subject| {
                 let address = subject.addresses()[1];
                 ping(&field.pair.a, &Ping::to(address))
@@ -182,7 +206,7 @@ impl Field {
             if let Err(error) = &subject {
                 report.failures.push(format!("{spec}, MTU {mtu}: not measured: {error:#}"));
             }
-            field.subjects.push(subject.ok().map(|(subject, _)| subject));
+            field.subjects.push(subject.ok().map(|(subject, _)| Candidate { subject, peers }));
         }
         Ok(field)
     }
@@ -195,22 +219,24 @@ impl Field {
     /// One measurement, with what ran.
     fn measure(
         &self,
-        subject: &dyn Subject,
+        candidate: &Candidate,
         workload: Workload,
         campaign: &Campaign,
         stop: &Stop,
     ) -> Result<(Outcome, Facts)> {
         let Pair { a, b, .. } = &self.pair;
+        let subject = candidate.subject.as_ref();
         let [address_a, address_b] = subject.addresses();
         let there = Path { from: a, to: b, address: address_b };
         let back = Path { from: b, to: a, address: address_a };
         let before = subject.facts()?;
         let mut meter = Meter::new(subject, [a, b]);
-        let mut run = Run { window: campaign.window, stop, watch: &mut meter };
-        let mut outcome = workload.run(there, back, &subject.pids(), &mut run)?;
+        let congestion_control = campaign.congestion_control.as_deref();
+        let mut run = Run { window: campaign.window, stop, watch: &mut meter, congestion_control };
+        let mut outcome = workload.run(there, back, &candidate.peers, &subject.pids(), &mut run)?;
         meter.add_to(&mut outcome);
         if let (true, Workload::Tcp { flows, both: false }) = (campaign.cross_check, workload) {
-            let found = iperf3::tcp_throughput(&there, flows, campaign.window.length, stop)?;
+            let found = iperf3::tcp_throughput(&there, flows, campaign.window.length, congestion_control, stop)?;
             outcome.add("iperf3_throughput", found);
         }
         let after = subject.facts()?;

@@ -30,8 +30,8 @@ pub fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// What there is to know; `load` is that of [`load`].
-pub fn facts(load: f64, debug_build: bool) -> HostFacts {
+/// What there is to know; `load` is that of [`load`], `congestion_control` what TCP uses in this run.
+pub fn facts(load: f64, debug_build: bool, congestion_control: Option<String>) -> HostFacts {
     let uname = rustix::system::uname();
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let value = |key: &str| {
@@ -43,7 +43,6 @@ pub fn facts(load: f64, debug_build: bool) -> HostFacts {
         Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     };
     let machine: Vec<String> = ["sys_vendor", "product_name"].into_iter().filter_map(dmi).collect();
-    let congestion_control = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").ok();
     HostFacts {
         kernel: uname.release().to_string_lossy().into_owned(),
         architecture: uname.machine().to_string_lossy().into_owned(),
@@ -52,7 +51,7 @@ pub fn facts(load: f64, debug_build: bool) -> HostFacts {
         memory: proc::memory().unwrap_or(0),
         virtualized: value("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
         machine: (!machine.is_empty()).then(|| machine.join(" ")),
-        congestion_control: congestion_control.map(|text| text.trim().to_owned()),
+        congestion_control,
         load,
         debug_build,
     }
@@ -74,7 +73,7 @@ mod tests {
 
     #[test]
     fn facts_of_this_machine_are_found() {
-        let facts = facts(0.25, true);
+        let facts = facts(0.25, true, None);
         assert!(facts.cores > 0 && facts.memory > 0 && !facts.kernel.is_empty(), "{facts:?}");
     }
 

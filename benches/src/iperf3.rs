@@ -27,14 +27,20 @@ pub fn check_installed() -> Result<()> {
 ///
 /// # Errors
 /// If iperf3 fails, with what it said, or [`weft_lab::measure::Stopped`].
-pub fn tcp_throughput(path: &Path<'_>, flows: usize, length: Duration, stop: &Stop) -> Result<f64> {
+pub fn tcp_throughput(
+    path: &Path<'_>,
+    flows: usize,
+    length: Duration,
+    congestion_control: Option<&str>,
+    stop: &Stop,
+) -> Result<f64> {
     let address = path.address.to_string();
     let mut server = Command::new(PROGRAM);
     server.args(["--server", "--one-off", "--bind", &address]);
     let mut server = path.to.spawn(server)?;
     server.quiet();
     let output = eventually(START_TIMEOUT, || {
-        let mut client = client(path, path.address, flows, length)?;
+        let mut client = client(path, path.address, flows, length, congestion_control)?;
         let status = loop {
             stop.check()?;
             match client.try_wait()? {
@@ -49,10 +55,17 @@ pub fn tcp_throughput(path: &Path<'_>, flows: usize, length: Duration, stop: &St
     received(&output.with_context(|| format!("{PROGRAM} to {address}"))?)
 }
 
-fn client(path: &Path<'_>, address: IpAddr, flows: usize, length: Duration) -> Result<Process> {
+fn client(
+    path: &Path<'_>,
+    address: IpAddr,
+    flows: usize,
+    length: Duration,
+    congestion_control: Option<&str>,
+) -> Result<Process> {
     let mut client = Command::new(PROGRAM);
     let seconds = length.as_secs().max(1).to_string();
     client.args(["--client", &address.to_string(), "--json", "--parallel", &flows.to_string(), "--time", &seconds]);
+    client.args(congestion_control.into_iter().flat_map(|name| ["--congestion", name]));
     let mut client = path.from.spawn(client)?;
     client.quiet();
     Ok(client)

@@ -52,7 +52,9 @@ impl<'a> Meter<'a> {
             sum(closed).saturating_sub(sum(opened)) as f64 / seconds
         };
         outcome.add("retransmits", net(|counters| counters.retransmits));
-        outcome.add("reordered", net(|counters| counters.reordered));
+        // Beside what the workload itself has counted.
+        let reordered = outcome.metrics.get("reordered").copied().unwrap_or(0.0);
+        outcome.add("reordered", reordered + net(|counters| counters.reordered));
         outcome.add("receiver_drops", net(|counters| counters.receiver_drops));
         let switches = closed.context_switches.saturating_sub(opened.context_switches);
         outcome.add("context_switches", switches as f64 / seconds);

@@ -54,7 +54,11 @@ pub const METRICS: [Metric; 21] = [
     side(more("offered_pps", "1/s", "datagrams that the sender's kernel took")),
     side(less("cpu_cores", "cores", "CPU seconds of the whole machine per second")),
     side(without_ratio(less("retransmits", "1/s", "TCP segments sent again on both hosts"))),
-    side(without_ratio(less("reordered", "1/s", "TCP segments that came out of order on both hosts"))),
+    side(without_ratio(less(
+        "reordered",
+        "1/s",
+        "TCP segments on both hosts, and datagrams of `peers`, that came out of order",
+    ))),
     side(without_ratio(less(
         "receiver_drops",
         "1/s",
@@ -75,6 +79,7 @@ impl Metric {
     /// A value for people, with about three significant digits, and its unit.
     pub fn show(&self, value: f64) -> String {
         let (scaled, unit) = match self.unit {
+            "bit/s" if value < 1e9 => (value / 1e6, "Mbit/s"),
             "bit/s" => (value / 1e9, "Gbit/s"),
             "1/s" if value >= 1e6 => (value / 1e6, "M/s"),
             "1/s" if value >= 1e3 => (value / 1e3, "k/s"),
@@ -96,6 +101,11 @@ pub fn three_digits(value: f64) -> String {
     }
 }
 
+/// A ratio. Two decimals would leave of a small one next to nothing.
+pub fn ratio_digits(ratio: f64) -> String {
+    if ratio > 0.0 && ratio < 0.1 { format!("{ratio:.3}") } else { three_digits(ratio) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +122,7 @@ mod tests {
     fn values_are_shown_with_about_three_digits_and_their_unit() {
         let shown = [
             ("throughput", 12_345_678_901.0, "12.3 Gbit/s"),
+            ("throughput", 27_500_000.0, "27.5 Mbit/s"),
             ("pps", 612_345.0, "612 k/s"),
             ("pps", 1_612_345.0, "1.61 M/s"),
             ("latency_p50", 9.876, "9.88 us"),
@@ -122,6 +133,14 @@ mod tests {
         ];
         for (name, value, text) in shown {
             assert_eq!(find(name).unwrap().show(value), text);
+        }
+    }
+
+    #[test]
+    fn a_small_ratio_keeps_two_digits_that_say_something() {
+        let shown = [(0.0466, "0.047"), (0.0, "0.00"), (0.1, "0.10"), (1.0, "1.00"), (41.2, "41.2")];
+        for (ratio, text) in shown {
+            assert_eq!(ratio_digits(ratio), text);
         }
     }
 }

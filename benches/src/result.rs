@@ -93,7 +93,7 @@ pub struct HostFacts {
     pub virtualized: bool,
     /// The system vendor and product that the firmware names, such as `QEMU Standard PC`.
     pub machine: Option<String>,
-    /// The congestion control of TCP.
+    /// The congestion control of TCP as the sockets of the hosts had it; see [`Plan::congestion_control`].
     pub congestion_control: Option<String>,
     /// Part of the machine's CPU time that others used just before the run began, 0 to 1.
     pub load: f64,
@@ -122,6 +122,9 @@ pub struct Plan {
     pub rates_mbit: Vec<Option<u64>>,
     /// Workloads by name, in the order given.
     pub workloads: Vec<String>,
+    /// The congestion control that was asked for; `None`: whatever is the system's.
+    #[serde(default)]
+    pub congestion_control: Option<String>,
 }
 
 /// What ran for one subject, as the subject itself or the kernel says, under one mode, MTU and rate limit.

@@ -134,6 +134,11 @@ impl fmt::Display for SubjectSpec {
 }
 
 impl Kind {
+    /// It can be set up with many peers.
+    pub fn has_peers(&self) -> bool {
+        matches!(self, Kind::Weft(_) | Kind::Vxlan | Kind::HostGw)
+    }
+
     /// The word in JSON.
     pub fn word(&self) -> &'static str {
         match self {

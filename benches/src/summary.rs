@@ -128,6 +128,7 @@ pub(crate) mod tests {
             mtus: vec![1500],
             rates_mbit: vec![None],
             workloads: vec!["tcp1".into()],
+            congestion_control: None,
         };
         let host = HostFacts {
             kernel: "6.18".into(),

@@ -2,7 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle, presets};
 
-use crate::metric::{METRICS, Metric, three_digits};
+use crate::metric::{METRICS, Metric, ratio_digits};
 use crate::result::{Ratio, Report, SubjectReport, Summary};
 
 const TABLE_STYLE: TableStyle = presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none());
@@ -80,8 +80,8 @@ fn cell(metric: &Metric, row: Option<&Summary>, ratio: Option<&Ratio>) -> String
     match ratio {
         None => value,
         Some(Ratio { median, min, max, .. }) => {
-            let spread = format!("({} to {})", three_digits(*min), three_digits(*max));
-            format!("{value}  {}x {spread}", three_digits(*median))
+            let spread = format!("({} to {})", ratio_digits(*min), ratio_digits(*max));
+            format!("{value}  {}x {spread}", ratio_digits(*median))
         }
     }
 }

@@ -171,15 +171,29 @@ fn reached(target: &Target, value: f64) -> Reached {
     }
 }
 
-/// The table for the terminal; empty without targets.
-pub fn table(judged: &[Judged]) -> String {
+/// The table for the terminal: what was part of the run, and how many targets were not.
+pub fn table(report: &Report, judged: &[Judged]) -> String {
+    let count = TARGETS.len();
     if judged.is_empty() {
-        return String::new();
+        return format!(
+            "Targets: this run says nothing about the {count} targets, which are {SUBJECT} / {BASELINE} without a rate limit"
+        );
+    }
+    let plan = &report.plan;
+    let is_part =
+        |target: &Target| plan.modes.contains(&target.mode) && plan.workloads.contains(&target.workload.into());
+    let shown: Vec<&Judged> = judged.iter().filter(|row| row.measured.is_some() || is_part(&row.target)).collect();
+    let others = match count - shown.len() {
+        0 => String::new(),
+        others => format!("{others} of {count} targets were not part of this run"),
+    };
+    if shown.is_empty() {
+        return format!("Targets: {others}");
     }
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     table.set_header(["mode", "workload", "metric", "must", "aim", "measured", "spread", "verdict"]);
-    for row in judged {
+    for row in shown {
         let target = &row.target;
         let show = |value: f64| target.absolute().map_or_else(|| format!("{value:.2}x"), |metric| metric.show(value));
         let (measured, spread) = match &row.measured {
@@ -203,7 +217,9 @@ pub fn table(judged: &[Judged]) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    format!("Targets: {SUBJECT} / {BASELINE}, idle {SUBJECT} alone, medians and spread of the rounds\n{table}")
+    let mtu = plan.mtus.iter().min().map_or_else(String::new, |mtu| format!(" at MTU {mtu}"));
+    let head = format!("Targets: {SUBJECT} / {BASELINE}{mtu}, idle {SUBJECT} alone, medians and spread of the rounds");
+    format!("{head}\n{table}\n{others}").trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -240,10 +256,27 @@ mod tests {
             let judged = judge(&report);
             let row = judged.iter().find(|row| (row.target.mode, row.target.workload) == (Mode::Wire, "idle")).unwrap();
             assert_eq!((row.measured.unwrap().median, row.words()), (percent[1], verdict));
-            let shown = table(&judged);
+            let shown = table(&report, &judged);
             let row = shown.lines().find(|line| line.contains("subject_cpu")).unwrap();
             assert!(row.contains("<= 0.0 %") && row.contains(&format!("{:.2} %", percent[1])), "{row}");
         }
+    }
+
+    #[test]
+    fn targets_that_were_not_part_of_the_run_are_counted_and_not_listed() {
+        let mut report = summary::tests::report();
+        summary::conclude(&mut report);
+        let shown = table(&report, &judge(&report));
+        assert!(shown.contains("at MTU 1500") && shown.contains("2.00x") && !shown.contains("not measured"), "{shown}");
+        assert!(shown.ends_with("18 of 19 targets were not part of this run"), "{shown}");
+        // What was asked for and could not be had is told, not left out.
+        report.plan.workloads.push("tcp4".into());
+        let shown = table(&report, &judge(&report));
+        assert_eq!(shown.matches("not measured").count(), 2, "{shown}");
+        assert!(shown.ends_with("16 of 19 targets were not part of this run"), "{shown}");
+        report.ratios.iter_mut().for_each(|ratio| ratio.rate_mbit = Some(100));
+        let shown = table(&report, &judge(&report));
+        assert!(shown.contains("nothing about the 19 targets") && !shown.contains('\n'), "{shown}");
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! The workloads: their names, and how each is run on the path of a subject.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use weft_lab::measure::{Blast, Latency, Path, Run, tcp_connects, tcp_flows, tcp_latency, tcp_throughput, udp_blast};
+use weft_lab::measure::{
+    Blast, Blasted, Latency, Path, Run, Spread, tcp_connects, tcp_flows, tcp_latency, tcp_throughput, udp_blast,
+    udp_spread,
+};
 
 use crate::proc::Turns;
 
@@ -39,12 +43,14 @@ pub enum Workload {
     Flows,
     /// TCP connections, one after the other.
     Connects,
+    /// Datagrams to many peers, in many small flows.
+    Peers,
     /// No traffic.
     Idle,
 }
 
 /// The workloads, for messages and `weft-bench list`: form and meaning.
-pub const FORMS: [(&str, &str); 12] = [
+pub const FORMS: [(&str, &str); 13] = [
     ("tcpN", "bulk TCP through N connections: tcp1, tcp4, tcp16"),
     ("tcpN-both", "in both directions at once, N connections each"),
     ("udpLEN", "datagrams of LEN bytes, 64 per system call, as many as the kernel takes: udp64, udp512, udp1400"),
@@ -55,6 +61,10 @@ pub const FORMS: [(&str, &str); 12] = [
     ("rr-load", "the same while tcp4 runs beside it"),
     ("flows", "request and response on 64 connections at once"),
     ("connect", "TCP connections: connect, a byte each way, close; two clients"),
+    (
+        "peers",
+        "1000 flows of datagrams of 200 bytes to 250 peers, each to another peer than the last; weft, vxlan, host-gw; not in `all`",
+    ),
     ("idle", "no traffic: CPU time and wake-ups of the subject's own processes, if it has any"),
     (
         "all",
@@ -71,6 +81,10 @@ const PAYLOAD_LEN_MIN: usize = 16;
 const CLIENT_COUNT: usize = 2;
 /// Connections of [`Workload::Flows`].
 const SMALL_FLOWS: usize = 64;
+/// Payload of a datagram of [`Workload::Peers`], bytes.
+const PEERS_PAYLOAD_LEN: usize = 200;
+/// Flows to each of them: 1000 to all [`crate::subject::peers::PEER_COUNT`].
+const PEER_FLOWS: usize = 4;
 /// Bulk flows beside `rr-load`.
 const BULK_FLOWS: usize = 4;
 /// Points of a latency distribution.
@@ -119,6 +133,7 @@ impl Workload {
             "rr-load" => Workload::Latency { bulk_flows: BULK_FLOWS },
             "flows" => Workload::Flows,
             "connect" => Workload::Connects,
+            "peers" => Workload::Peers,
             "idle" => Workload::Idle,
             _ => {
                 if let Some(flows) = word.strip_prefix("tcp") {
@@ -158,11 +173,19 @@ impl Workload {
         Ok(list)
     }
 
-    /// Runs it: `there` is the path from host a to host b, `back` the other direction, `pids` are the subject's own processes.
+    /// Runs it: `there` is the path from host a to host b, `back` the other direction, `peers` are addresses of many peers,
+    /// `pids` are the subject's own processes.
     ///
     /// # Errors
     /// Of the measurement.
-    pub fn run(self, there: Path<'_>, back: Path<'_>, pids: &[u32], run: &mut Run<'_>) -> Result<Outcome> {
+    pub fn run(
+        self,
+        there: Path<'_>,
+        back: Path<'_>,
+        peers: &[Ipv4Addr],
+        pids: &[u32],
+        run: &mut Run<'_>,
+    ) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         match self {
             Workload::Tcp { flows, both } => {
@@ -174,12 +197,12 @@ impl Workload {
                 outcome.over_time = throughput.over_time;
             }
             Workload::Udp { payload_len, rate } => {
-                outcome.blast(&there, Blast { rate, ..Blast::singly(payload_len) }, run)?;
+                outcome.blasted(udp_blast(&there, Blast { rate, ..Blast::singly(payload_len) }, run)?);
             }
             Workload::UdpSegmented { rate } => {
                 let blast = Blast::segmented();
                 let rate = rate.map(|bits| bits / 8.0 / blast.payload_len as f64);
-                outcome.blast(&there, Blast { rate, ..blast }, run)?;
+                outcome.blasted(udp_blast(&there, Blast { rate, ..blast }, run)?);
             }
             Workload::Latency { bulk_flows } => outcome.latency(&tcp_latency(&there, bulk_flows, run)?),
             Workload::Flows => outcome.latency(&tcp_flows(&there, SMALL_FLOWS, run)?),
@@ -188,6 +211,12 @@ impl Workload {
                 outcome.add("connects_per_s", connects.per_second());
                 outcome.add("cpu_cores", connects.cpu.as_secs_f64() / connects.elapsed.as_secs_f64());
             }
+            Workload::Peers => {
+                let spread = Spread { peers, sockets: PEER_FLOWS, payload_len: PEERS_PAYLOAD_LEN };
+                let spreaded = udp_spread(there.from, there.to, spread, run)?;
+                outcome.add("reordered", spreaded.late as f64 / spreaded.blasted.throughput.elapsed.as_secs_f64());
+                outcome.blasted(spreaded.blasted);
+            }
             Workload::Idle => outcome.idle(pids, run)?,
         }
         Ok(outcome)
@@ -195,8 +224,7 @@ impl Workload {
 }
 
 impl Outcome {
-    fn blast(&mut self, path: &Path<'_>, blast: Blast, run: &mut Run<'_>) -> Result<()> {
-        let blasted = udp_blast(path, blast, run)?;
+    fn blasted(&mut self, blasted: Blasted) {
         let cpu = blasted.throughput.cpu.as_secs_f64();
         self.add("pps", blasted.packets_per_second());
         self.add("offered_pps", blasted.offered_per_second());
@@ -206,7 +234,6 @@ impl Outcome {
         self.add("cpu_per_mpkt", cpu / (blasted.received as f64 / 1e6));
         self.add("cpu_cores", cpu / blasted.throughput.elapsed.as_secs_f64());
         self.over_time = blasted.throughput.over_time;
-        Ok(())
     }
 
     fn latency(&mut self, latency: &Latency) {
@@ -268,6 +295,7 @@ mod tests {
         assert_eq!(Workload::parse("udpgso@5g").unwrap(), Workload::UdpSegmented { rate: Some(5e9) });
         assert_eq!(Workload::parse("tcp4-both").unwrap(), Workload::Tcp { flows: 4, both: true });
         assert_eq!(Workload::parse("idle").unwrap(), Workload::Idle);
+        assert_eq!(Workload::parse("peers").unwrap(), Workload::Peers);
         assert_eq!(Workload::parse_list("all").unwrap().len(), 16);
     }
 

@@ -14,6 +14,8 @@ fn nonsense_is_answered_with_what_was_expected_and_exit_code_2() {
         (&["--subjects", "openvpn"][..], "weft-bench list"),
         (&["--modes", "fast"], "expected offload or wire"),
         (&["--workloads", "http"], "expected one of"),
+        (&["--workloads", "peers", "--subject", "external:mine=true"], "`mine` cannot be set up with many peers"),
+        (&["--workloads", "peers", "--subjects", "vxlan,wireguard-go"], "expected weft, vxlan or host-gw"),
         (&["--mtu", "1280"], "expected 1500 to"),
         (&["--rate", "slow"], "such as 200k, 5g"),
         (&["--rate", "5"], "expected 1m"),
@@ -22,6 +24,11 @@ fn nonsense_is_answered_with_what_was_expected_and_exit_code_2() {
         (&["--modes", "wire,wire"], "is there twice"),
         (&["--subjects", "vxlan", "--subject", "vxlan"], "is there twice"),
         (&["--baseline", "vxlan", "--subjects", "weft"], "--baseline"),
+        (
+            &["--congestion-control", "warp"],
+            "--congestion-control: the kernel refuses congestion control `warp`; it offers: ",
+        ),
+        (&["--congestion-control", ""], "it offers: "),
         (&["--colour"], "--colour"),
     ] {
         let output = weft_bench(&["run"]).args(arguments).output().unwrap();
@@ -35,9 +42,17 @@ fn nonsense_is_answered_with_what_was_expected_and_exit_code_2() {
 fn the_list_names_subjects_and_workloads() {
     let output = weft_bench(&["list"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    for word in
-        ["weft:engine=uring", "vxlan", "host-gw", "external:NAME=COMMAND", "udpgso@RATE", "rr-load", "connect", "idle"]
-    {
+    for word in [
+        "weft:engine=uring",
+        "vxlan",
+        "host-gw",
+        "external:NAME=COMMAND",
+        "udpgso@RATE",
+        "rr-load",
+        "connect",
+        "peers",
+        "idle",
+    ] {
         assert!(said.contains(word), "{word}: {said}");
     }
 }

@@ -14,7 +14,7 @@ use weft_bench::result::{Mode, Plan, Report, SCHEMA};
 use weft_bench::spec::{Kind, SubjectSpec};
 use weft_bench::workload::{Workload, parse_rate};
 use weft_bench::{host, iperf3, table, targets};
-use weft_lab::measure::{Stop, Window};
+use weft_lab::measure::{self, Stop, Window};
 
 use super::report::write_html;
 
@@ -63,6 +63,9 @@ pub struct RunArgs {
     /// The subject that ratios are against [default: vxlan, if it is among the subjects]
     #[arg(long, value_name = "SUBJECT")]
     baseline: Option<String>,
+    /// Congestion control of TCP, such as cubic or bbr, for every TCP workload [default: the system's]
+    #[arg(long, value_name = "NAME")]
+    congestion_control: Option<String>,
     /// Ask iperf3, too, after each TCP workload in one direction
     #[arg(long)]
     cross_check: bool,
@@ -111,6 +114,17 @@ impl RunArgs {
             let is_there = subjects.iter().any(|spec| spec.name == *baseline);
             ensure!(is_there, "--baseline {baseline}: expected one of the subjects");
         }
+        let workloads = Workload::parse_list(&self.workloads).context("--workloads")?;
+        if workloads.iter().any(|(_, workload)| *workload == Workload::Peers) {
+            let without = subjects.iter().find(|spec| !spec.kind.has_peers());
+            ensure!(
+                without.is_none(),
+                "workload `peers`: subject `{}` cannot be set up with many peers; expected weft, vxlan or host-gw",
+                without.map_or("", |spec| &spec.name)
+            );
+        }
+        let congestion_control = self.congestion_control.as_deref();
+        measure::congestion_control(congestion_control).context("--congestion-control")?;
         Ok(Campaign {
             rounds: self.rounds.unwrap_or(if self.quick { 2 } else { 5 }),
             window: Window { warm_up, length },
@@ -118,8 +132,9 @@ impl RunArgs {
             modes: list("--modes", &self.modes, mode)?,
             mtus: list("--mtu", &self.mtu, mtu)?,
             rates_mbit: list("--rate", &self.rate, rate)?,
-            workloads: Workload::parse_list(&self.workloads).context("--workloads")?,
+            workloads,
             cross_check: self.cross_check,
+            congestion_control: self.congestion_control.clone(),
         })
     }
 
@@ -161,7 +176,7 @@ impl RunArgs {
         campaign::perform(campaign, &stop, &mut progress, &mut report);
         drop(progress);
         println!("{}", table::show(&report));
-        println!("{}", targets::table(&targets::judge(&report)));
+        println!("{}", targets::table(&report, &targets::judge(&report)));
         for failure in &report.failures {
             println!("FAILED: {failure}");
         }
@@ -187,7 +202,7 @@ impl RunArgs {
             command: std::env::args().collect(),
             started: campaign::rfc3339_now(),
             elapsed_s: 0.0,
-            host: host::facts(load, debug_build),
+            host: host::facts(load, debug_build, None),
             plan: Plan {
                 rounds: campaign.rounds,
                 seconds: campaign.window.length.as_secs_f64(),
@@ -198,6 +213,7 @@ impl RunArgs {
                 mtus: campaign.mtus.clone(),
                 rates_mbit: campaign.rates_mbit.clone(),
                 workloads: campaign.workloads.iter().map(|(name, _)| name.clone()).collect(),
+                congestion_control: campaign.congestion_control.clone(),
             },
             subjects: Vec::new(),
             samples: Vec::new(),

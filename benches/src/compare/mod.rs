@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use serde::Serialize;
 
-use crate::metric::{self, METRICS, Metric, three_digits};
+use crate::metric::{self, METRICS, Metric, ratio_digits};
 use crate::report::{Link, OnLink, Samples, median};
 use crate::result::{Mode, Report};
 
@@ -337,7 +337,7 @@ impl Row {
     fn cells(&self, metric: &Metric) -> [String; 8] {
         let value = |value: Option<f64>| match (value, self.basis) {
             (None, _) => "-".to_owned(),
-            (Some(value), Basis::Ratio) => format!("{}x", three_digits(value)),
+            (Some(value), Basis::Ratio) => format!("{}x", ratio_digits(value)),
             (Some(value), Basis::Value) => metric.show(value),
         };
         [

@@ -113,6 +113,7 @@ pub fn workload_words(name: &str) -> String {
         "rr" => "latency".to_owned(),
         "rr-load" => "latency under load".to_owned(),
         "connect" => "connections".to_owned(),
+        "peers" => format!("UDP, {} peers", crate::subject::peers::PEER_COUNT),
         _ => match (count("tcp"), count("udp")) {
             (Some(1), _) => "TCP, 1 flow".to_owned(),
             (Some(flows), _) => format!("TCP, {flows} flows"),
@@ -163,6 +164,7 @@ mod tests {
             ("udp64@200k", "UDP, 64 bytes at 200k"),
             ("udpgso@5g", "UDP, segmented at 5g"),
             ("rr-load", "latency under load"),
+            ("peers", "UDP, 250 peers"),
             ("tcpx@1", "tcpx@1"),
         ];
         for (name, words) in told {

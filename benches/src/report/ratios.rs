@@ -68,6 +68,7 @@ impl Topic {
     /// The metrics of it that a workload is judged by.
     fn metrics(self, workload: &str) -> &'static [&'static str] {
         match self {
+            Topic::Speed if workload == "peers" => &["pps"],
             Topic::Speed if workload.starts_with("udp") && !workload.starts_with("udpgso") => &["pps"],
             Topic::Speed => &["throughput", "connects_per_s"],
             Topic::Latency => &["latency_p50", "latency_p99", "latency_p999"],
@@ -316,7 +317,7 @@ fn bar(samples: &Samples<'_>, ratio: &Ratio, class: String, side: Side) -> Bar {
 
 /// A ratio for people: `1.04×`.
 pub fn times(ratio: f64) -> String {
-    format!("{}\u{d7}", crate::metric::three_digits(ratio))
+    format!("{}\u{d7}", crate::metric::ratio_digits(ratio))
 }
 
 fn figure(title: String, groups: Vec<Group>) -> Bars {

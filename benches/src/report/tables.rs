@@ -3,7 +3,7 @@
 use super::data::{self, OnLink};
 use super::markup::Markup;
 use super::ratios::{self, times};
-use crate::metric;
+use crate::metric::{self, ratio_digits};
 use crate::result::{Report, Sample, SubjectReport};
 use crate::targets::{self, Judged, Measured, Reached};
 
@@ -81,7 +81,8 @@ fn facts(out: &mut Markup, report: &Report) {
     fact("Rounds", &plan.rounds.to_string(), &each);
     let took = format!("{:.0} s; {:.1} % of the machine busy before", report.elapsed_s, host.load * 100.0);
     fact("Begun", &report.started.replace('T', " ").replace('Z', " UTC"), &took);
-    fact("TCP", host.congestion_control.as_deref().unwrap_or("unknown"), "congestion control");
+    let aside = plan.congestion_control.as_ref().map_or("congestion control", |_| "congestion control, as asked for");
+    fact("TCP", host.congestion_control.as_deref().unwrap_or("unknown"), aside);
 }
 
 /// The command line as a shell takes it: what is not plain stands in single quotes.
@@ -225,7 +226,12 @@ pub fn medians(out: &mut Markup, report: &Report) {
                         }
                         cell(out, "number", &summary.samples.to_string());
                         let (ratio, spread) = ratio
-                            .map(|ratio| (times(ratio.median), format!("{:.2} \u{2013} {:.2}", ratio.min, ratio.max)))
+                            .map(|ratio| {
+                                (
+                                    times(ratio.median),
+                                    format!("{} \u{2013} {}", ratio_digits(ratio.min), ratio_digits(ratio.max)),
+                                )
+                            })
                             .unwrap_or_default();
                         cell(out, "number strong", &ratio);
                         cell(out, "number", &spread);

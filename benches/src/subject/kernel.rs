@@ -1,10 +1,11 @@
 //! What the kernel does by itself: VXLAN, and a plain route.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
 use weft_lab::FlannelVxlan;
 
+use super::peers::{self, Peer};
 use super::{Facts, Site, Subject, underlay};
 
 /// Kernel VXLAN as flannel programs it.
@@ -26,6 +27,7 @@ impl Vxlan {
         let ends = [a?, b?];
         ends[0].add_peer(&ends[1])?;
         ends[1].add_peer(&ends[0])?;
+        peers::vxlan(site, ends[0].index(), ends[0].name())?;
         let mtu = site.link.a.node.link(ends[0].name())?.mtu;
         Ok(Self { ends, addresses: [1, 2].map(|host| site.overlay(host, 0).into()), mtu })
     }
@@ -59,6 +61,7 @@ impl HostGw {
             end.node.address("lo", &format!("{}/32", site.overlay(host, 1)))?;
             end.node.route_via(&site.subnet(other), &underlay(other).to_string(), &end.name)?;
         }
+        peers::route(&site.link.a, &site.peers())?;
         Ok(Self { addresses: [1, 2].map(|host| site.overlay(host, 1).into()), mtu: site.mtu })
     }
 }
@@ -66,6 +69,11 @@ impl HostGw {
 impl Subject for HostGw {
     fn addresses(&self) -> [IpAddr; 2] {
         self.addresses
+    }
+
+    /// No tunnel: the gateway is in no packet.
+    fn outer_destination(&self, peer: &Peer) -> Ipv4Addr {
+        peer.address()
     }
 
     fn facts(&self) -> Result<Facts> {

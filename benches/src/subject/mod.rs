@@ -7,10 +7,12 @@
 //!       10.(100+n).1.0/24 ==== its own way ==== 10.(100+n).2.0/24
 //! ```
 //!
-//! All of them are up all the time; one that carries nothing costs nothing, which [`crate::campaign`] relies on.
+//! All of them are up all the time; one that carries nothing costs nothing, which [`crate::campaign`] relies on. [`peers`] adds
+//! many peers to this.
 
 mod external;
 mod kernel;
+pub mod peers;
 mod weft;
 mod wireguard;
 
@@ -21,11 +23,17 @@ use anyhow::Result;
 use weft_lab::{Lab, Link, LinkEnd};
 
 use crate::spec::{Kind, SubjectSpec};
+use peers::Peer;
 
 /// A subject that is up.
 pub trait Subject {
     /// The addresses of host a and host b by way of this subject.
     fn addresses(&self) -> [IpAddr; 2];
+
+    /// Where a packet for a peer has to go on the underlay.
+    fn outer_destination(&self, peer: &Peer) -> Ipv4Addr {
+        peer.underlay
+    }
 
     /// What it says about itself now.
     ///
@@ -93,6 +101,8 @@ pub struct Site<'a> {
     pub mtu: u32,
     /// Number of the subject, from 0: keeps addresses, ports and names apart.
     pub number: u8,
+    /// There are many peers beside host b.
+    pub has_peers: bool,
 }
 
 impl Site<'_> {
@@ -121,13 +131,15 @@ impl Site<'_> {
     /// # Errors
     /// If it cannot be had here: the kernel lacks it, a program is missing or fails.
     pub fn set_up(&self, spec: &SubjectSpec) -> Result<Box<dyn Subject>> {
-        Ok(match &spec.kind {
+        let subject: Box<dyn Subject> = match &spec.kind {
             Kind::Weft(weft) => Box::new(weft::Weft::new(self, weft)?),
             Kind::Vxlan => Box::new(kernel::Vxlan::new(self)?),
             Kind::HostGw => Box::new(kernel::HostGw::new(self)?),
             Kind::WireguardGo => Box::new(wireguard::Wireguard::new(self)?),
             Kind::External(command) => Box::new(external::External::new(self, command)?),
-        })
+        };
+        self.finish_peers(subject.as_ref())?;
+        Ok(subject)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
 use weft_lab::{Weftd, WeftdOptions};
 use weft_proto::{PeerSpec, RouteSet, RouteSpec, StatsReport, StatusReport};
 
@@ -45,11 +46,17 @@ impl Weft {
             weftd.process().quiet();
             let other = 3 - host;
             let addr = SocketAddr::new(underlay(other).into(), port);
-            let peer = PeerSpec { name: None, addr, aliases: Vec::new() };
-            let route = RouteSpec { prefix: site.subnet(other).parse()?, peer: 0 };
-            weftd.client()?.swap(&RouteSet { peers: vec![peer], routes: vec![route] }, None)?;
+            let mut ways = vec![(addr, site.subnet(other).parse()?)];
+            let mut networks = vec![site.network()];
+            if host == 1 && site.has_peers {
+                let far = site.peers().into_iter();
+                ways.extend(far.map(|peer| (SocketAddr::new(peer.underlay.into(), port), peer.subnet.into())));
+                networks.push(site.peers_network());
+            }
+            weftd.client()?.swap(&table(&ways), None)?;
             let address = format!("{}/32", site.overlay(host, 1));
-            end.node.set_up_tun(&tun, overlay_mtu, &[&address], &[&site.network()])?;
+            let networks: Vec<&str> = networks.iter().map(String::as_str).collect();
+            end.node.set_up_tun(&tun, overlay_mtu, &[&address], &networks)?;
             Ok(weftd)
         };
         let [a, b] = site.ends().map(start);
@@ -151,6 +158,13 @@ impl Weft {
         ensure!(a.engine == b.engine, "weftd on host a runs on {}, on host b on {}", a.engine, b.engine);
         Ok(())
     }
+}
+
+/// A peer for each way, and a route to it.
+fn table(ways: &[(SocketAddr, IpNet)]) -> RouteSet {
+    let peers = ways.iter().map(|(addr, _)| PeerSpec { name: None, addr: *addr, aliases: Vec::new() });
+    let routes = (0..).zip(ways).map(|(peer, (_, prefix))| RouteSpec { prefix: *prefix, peer });
+    RouteSet { peers: peers.collect(), routes: routes.collect() }
 }
 
 /// The command line of host a, without the socket.

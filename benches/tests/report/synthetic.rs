@@ -75,6 +75,7 @@ pub fn report(rounds: u32, faster: f64, seed: u64) -> Report {
             mtus: vec![1500],
             rates_mbit: vec![None],
             workloads: WORKLOADS.map(str::to_owned).to_vec(),
+            congestion_control: None,
         },
         subjects: subjects(),
         samples,

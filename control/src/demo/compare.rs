@@ -113,7 +113,7 @@ impl Series {
     fn run(&mut self, hosts: &Hosts, length: Duration, stop: &Stop) -> Result<(), Stopped> {
         let path = Path { from: &hosts.a.node, to: &hosts.b.node, address: hosts.b.address(self.subject) };
         let window = Window { warm_up: WARM_UP, length };
-        match self.test.run(&path, &mut Run { window, stop, watch: &mut () }) {
+        match self.test.run(&path, &mut Run { window, stop, watch: &mut (), congestion_control: None }) {
             Ok(sample) => self.samples.push(sample),
             Err(error) => {
                 stop.check()?;

@@ -38,6 +38,7 @@ fn a_short_run_measures_every_subject_in_every_round_and_writes_ratios() {
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && report.ok, "{:?} {output:?}", report.failures);
     assert_eq!(report.samples.len(), 2 * 2 * 3 * 2);
+    assert!(report.plan.congestion_control.is_none() && report.host.congestion_control.is_some(), "{:?}", report.host);
     for mode in Mode::ALL {
         for (workload, metric) in [
             ("tcp1", "throughput"),
@@ -72,12 +73,17 @@ fn every_other_workload_and_kind_of_link_is_measured_too() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
+    // One that differs from the system's; the kernel always has it.
+    let reno = ["--congestion-control", "reno"];
     let workloads = "tcp2-both,udp64@2k,udpgso,udpgso@100m,rr-load,flows,connect,idle";
     let arguments = ["--subjects", "weft:engine=epoll,spin=0,host-gw", "--baseline", "host-gw", "--modes", "wire"];
     let arguments =
-        [&arguments[..], &["--rounds", "1", "--mtu", "9000", "--rate", "500m", "--workloads", workloads]].concat();
+        [&arguments[..], &["--rounds", "1", "--mtu", "9000", "--rate", "500m", "--workloads", workloads], &reno]
+            .concat();
     let (output, report) = run(&arguments, &directory.path().join("result.json"));
     assert!(output.status.success() && report.ok, "{:?} {output:?}", report.failures);
+    let asked_and_used = [&report.plan.congestion_control, &report.host.congestion_control];
+    assert_eq!(asked_and_used.map(|name| name.as_deref()), [Some("reno"); 2]);
     // What an idle subject uses has no ratio.
     for workload in workloads.split(',').filter(|workload| *workload != "idle") {
         let found = report.ratios.iter().find(|ratio| ratio.workload == workload);
@@ -90,6 +96,27 @@ fn every_other_workload_and_kind_of_link_is_measured_too() {
     }
     let weft = &report.subjects[0];
     assert_eq!((weft.engine.as_deref(), weft.spin_us, weft.overlay_mtu), (Some("epoll"), Some(0), Some(8972)));
+}
+
+#[test]
+fn many_peers_are_reached_by_way_of_every_subject_that_can_have_them() {
+    if !require_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--subjects", "weft,vxlan,host-gw", "--modes", "wire", "--rounds", "1", "--workloads", "peers,rr"];
+    let (output, report) = run(&arguments, &directory.path().join("result.json"));
+    assert!(output.status.success() && report.ok, "{:?} {output:?}", report.failures);
+    assert_eq!(report.samples.len(), 2 * 3);
+    for sample in report.samples.iter().filter(|sample| sample.workload == "peers") {
+        for metric in ["pps", "throughput", "loss", "cpu_per_mpkt", "reordered", "receiver_drops"] {
+            assert!(sample.metrics.contains_key(metric), "{metric}: {sample:?}");
+        }
+        let bits = sample.metrics["pps"] * 200.0 * 8.0;
+        assert!((sample.metrics["throughput"] / bits - 1.0).abs() < 1e-9, "{sample:?}");
+    }
+    let weft = report.subjects.iter().find(|subject| subject.name == "weft").unwrap();
+    assert!(weft.drops.keys().all(|reason| !reason.contains("spoof")), "{:?}", weft.drops);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout};
 
+use super::socket::{check, connected, listening};
 use super::tcp::ANSWER_TIMEOUT;
 use super::{Path, Run, join, unless_over};
 
@@ -41,20 +42,22 @@ impl Connects {
 /// # Errors
 /// If a connection fails, an answer is wrong, none is made, or [`super::Stopped`].
 pub fn tcp_connects(path: &Path<'_>, clients: usize, run: &mut Run<'_>) -> Result<Connects> {
+    let congestion_control = run.congestion_control;
     let listener = path
         .to
-        .run(|| TcpListener::bind((path.address, 0)))
+        .run(|| listening(path.address, congestion_control))
         .with_context(|| format!("listening on {} of {}", path.address, path.to.name()))?;
     set_socket_timeout(&listener, Timeout::Recv, Some(LOOK))?;
     let address = listener.local_addr()?;
     let (count, over) = (AtomicU64::new(0), AtomicBool::new(false));
     let observed = thread::scope(|scope| {
-        let serving: Vec<_> = (0..clients).map(|_| scope.spawn(|| serve(&listener, &over))).collect();
+        let serving: Vec<_> =
+            (0..clients).map(|_| scope.spawn(|| serve(&listener, congestion_control, &over))).collect();
         let connecting: Vec<_> = (0..clients)
             .map(|_| {
                 scope.spawn(|| {
                     path.from.enter();
-                    unless_over(&over, connect(address, &count, &over))
+                    unless_over(&over, connect(address, congestion_control, &count, &over))
                 })
             })
             .collect();
@@ -70,9 +73,9 @@ pub fn tcp_connects(path: &Path<'_>, clients: usize, run: &mut Run<'_>) -> Resul
     Ok(Connects { count, elapsed: observed.elapsed, cpu: observed.cpu })
 }
 
-fn connect(address: SocketAddr, count: &AtomicU64, over: &AtomicBool) -> Result<()> {
+fn connect(address: SocketAddr, congestion_control: Option<&str>, count: &AtomicU64, over: &AtomicBool) -> Result<()> {
     while !over.load(Ordering::Relaxed) {
-        let mut stream = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT)?;
+        let mut stream = connected(address, congestion_control)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         set_socket_linger(&stream, Some(Duration::ZERO))?;
         stream.write_all(&[QUESTION])?;
@@ -84,10 +87,13 @@ fn connect(address: SocketAddr, count: &AtomicU64, over: &AtomicBool) -> Result<
     Ok(())
 }
 
-fn serve(listener: &TcpListener, over: &AtomicBool) -> Result<()> {
+fn serve(listener: &TcpListener, congestion_control: Option<&str>, over: &AtomicBool) -> Result<()> {
     while !over.load(Ordering::Relaxed) {
         match listener.accept() {
-            Ok((stream, _)) => answer(stream)?,
+            Ok((stream, _)) => {
+                check(&stream, congestion_control)?;
+                answer(stream)?;
+            }
             // A client that is gone before it is accepted was ended by the end of the measurement.
             Err(error) if is_ended(&error) => continue,
             Err(error) => bail!(error),

@@ -2,6 +2,7 @@
 //!
 //! - [`tcp_throughput`]: bytes per second through one or more TCP flows, in one direction or both.
 //! - [`udp_blast`]: datagrams per second that arrive, small or in super-packets, at the highest rate or at a given one.
+//! - [`udp_spread`]: the same to many addresses, in many small flows.
 //! - [`tcp_latency`]: round-trip times of a small request and its response, one at a time, on an idle path or beside
 //!   bulk TCP.
 //! - [`tcp_flows`]: the same on many connections at once.
@@ -17,6 +18,8 @@
 mod connect;
 mod cpu;
 mod pattern;
+mod peers;
+mod socket;
 mod stop;
 mod tcp;
 mod tcp_latency;
@@ -32,6 +35,8 @@ use anyhow::{Context, Result, ensure};
 pub use connect::{Connects, tcp_connects};
 pub use cpu::{CpuTime, process_cpu_time};
 pub use hdrhistogram::Histogram;
+pub use peers::{Spread, Spreaded, udp_spread};
+pub use socket::congestion_control;
 pub use stop::{Stop, Stopped};
 pub use tcp::tcp_throughput;
 pub use tcp_latency::{Latency, REQUEST_LEN, tcp_latency};
@@ -86,7 +91,7 @@ impl Watch for () {
     }
 }
 
-/// One measurement: when it counts, what ends it early, who looks on.
+/// One measurement: when it counts, what ends it early, who looks on, what its TCP sockets use.
 pub struct Run<'a> {
     /// When to count.
     pub window: Window,
@@ -94,6 +99,8 @@ pub struct Run<'a> {
     pub stop: &'a Stop,
     /// Looks on.
     pub watch: &'a mut dyn Watch,
+    /// The congestion control of TCP, which every connection is checked for; `None`: the system's.
+    pub congestion_control: Option<&'a str>,
 }
 
 /// The width of the slices of [`Throughput::over_time`].

@@ -1,7 +1,7 @@
 //! TCP throughput.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::pattern::Pattern;
+use super::socket::{check, connected, listening};
 use super::{Path, Run, Throughput, join, unless_over};
 use crate::TIMEOUT;
 
@@ -27,18 +28,19 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn open(path: &Path<'_>) -> Result<Self> {
+    pub(super) fn open(path: &Path<'_>, congestion_control: Option<&str>) -> Result<Self> {
         let listener = path
             .to
-            .run(|| TcpListener::bind((path.address, 0)))
+            .run(|| listening(path.address, congestion_control))
             .with_context(|| format!("listening on {} of {}", path.address, path.to.name()))?;
         let address = listener.local_addr()?;
         let client = path
             .from
-            .run(|| TcpStream::connect_timeout(&address, ANSWER_TIMEOUT))
+            .run(|| connected(address, congestion_control))
             .with_context(|| format!("connecting from {} to {address}", path.from.name()))?;
         // The connection is in the queue of the listener by now.
         let (server, _) = listener.accept()?;
+        check(&server, congestion_control)?;
         Ok(Self { client, server })
     }
 
@@ -60,7 +62,9 @@ impl Connection {
 /// # Errors
 /// If a connection fails, a byte is wrong, nothing arrives, or [`super::Stopped`].
 pub fn tcp_throughput(paths: &[Path<'_>], flows: usize, run: &mut Run<'_>) -> Result<Throughput> {
-    let observed = beside_bulk(paths, flows, |received| run.observe(|| [received.load(Ordering::Relaxed)]))?;
+    let congestion_control = run.congestion_control;
+    let observed =
+        beside_bulk(paths, flows, congestion_control, |received| run.observe(|| [received.load(Ordering::Relaxed)]))?;
     observed.throughput(1)
 }
 
@@ -68,10 +72,12 @@ pub fn tcp_throughput(paths: &[Path<'_>], flows: usize, run: &mut Run<'_>) -> Re
 pub(super) fn beside_bulk<T>(
     paths: &[Path<'_>],
     flows: usize,
+    congestion_control: Option<&str>,
     work: impl FnOnce(&AtomicU64) -> Result<T>,
 ) -> Result<T> {
     let paths = paths.iter().flat_map(|path| std::iter::repeat_n(path, flows));
-    let connections = paths.map(|path| Ok((path, Connection::open(path)?))).collect::<Result<Vec<_>>>()?;
+    let connections =
+        paths.map(|path| Ok((path, Connection::open(path, congestion_control)?))).collect::<Result<Vec<_>>>()?;
     let pattern = Pattern::new(CHUNK_LEN);
     let (received, over) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -136,6 +142,8 @@ fn receive(mut stream: &TcpStream, pattern: &Pattern, received: &AtomicU64, over
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     fn receive_what(bytes: &[u8]) -> Result<()> {

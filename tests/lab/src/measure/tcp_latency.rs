@@ -49,12 +49,13 @@ impl Latency {
 /// # Errors
 /// If a connection fails, a response takes more than 20 s or is wrong, or [`super::Stopped`].
 pub fn tcp_latency(path: &Path<'_>, bulk_flows: usize, run: &mut Run<'_>) -> Result<Latency> {
-    let connection = Connection::open(path)?;
+    let congestion_control = run.congestion_control;
+    let connection = Connection::open(path, congestion_control)?;
     for end in [&connection.client, &connection.server] {
         end.set_nodelay(true)?;
         end.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     }
-    beside_bulk(std::slice::from_ref(path), bulk_flows, |_| {
+    beside_bulk(std::slice::from_ref(path), bulk_flows, congestion_control, |_| {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             let serving = scope.spawn(|| unless_over(&over, respond(&connection.server)));

@@ -24,7 +24,8 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// # Errors
 /// If a connection fails, a response is wrong, none comes for 20 s, or [`super::Stopped`].
 pub fn tcp_flows(path: &Path<'_>, flows: usize, run: &mut Run<'_>) -> Result<Latency> {
-    let connections = (0..flows).map(|_| Connection::open(path)).collect::<Result<Vec<_>>>()?;
+    let open = |_| Connection::open(path, run.congestion_control);
+    let connections = (0..flows).map(open).collect::<Result<Vec<_>>>()?;
     for end in connections.iter().flat_map(|connection| [&connection.client, &connection.server]) {
         end.set_nodelay(true)?;
         end.set_read_timeout(Some(ANSWER_TIMEOUT))?;

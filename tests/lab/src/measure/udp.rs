@@ -23,19 +23,19 @@ use super::{Path, Run, Throughput, join};
 use crate::sys;
 
 /// Bytes before the filler: the number, and the number times [`MIX`].
-const HEADER_LEN: usize = 16;
+pub(super) const HEADER_LEN: usize = 16;
 /// Any odd number makes the product differ for each number.
 const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Datagrams per `sendmmsg` and `recvmmsg`.
-const BATCH_LEN: usize = 64;
+pub(super) const BATCH_LEN: usize = 64;
 /// Merged datagrams per `recvmmsg` with `UDP_GRO`: as many bytes as a core's cache holds.
 const MERGED_BATCH_LEN: usize = 8;
 /// The longest that `UDP_GRO` merges: what a length field of 16 bits tells.
 const MERGED_LEN_MAX: usize = 65_535;
 /// Bytes that may wait for the receiver: a burst, not a reservoir.
-const RECEIVE_BUFFER_LEN: usize = 4 << 20;
+pub(super) const RECEIVE_BUFFER_LEN: usize = 4 << 20;
 /// How long a receiver without datagrams sleeps before it looks whether the measurement is over.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// Segments that one send may carry (`UDP_MAX_SEGMENTS`, include/linux/udp.h, Linux 4.18 had 64).
 const SEGMENT_COUNT_MAX: usize = 64;
 /// The longest UDP payload over IPv4 (RFC 768, RFC 791): 65535 - 20 - 8.
@@ -148,25 +148,25 @@ pub fn udp_blast(path: &Path<'_>, blast: Blast, run: &mut Run<'_>) -> Result<Bla
 
 /// What every datagram looks like.
 #[derive(Debug)]
-struct Template {
+pub(super) struct Template {
     bytes: Vec<u8>,
 }
 
 impl Template {
-    fn new(payload_len: usize) -> Self {
+    pub(super) fn new(payload_len: usize) -> Self {
         Self { bytes: Pattern::new(payload_len).at(0, payload_len).to_vec() }
     }
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
     /// `count` datagrams, to be numbered by [`Template::number`].
-    fn batch(&self, count: usize) -> Vec<u8> {
+    pub(super) fn batch(&self, count: usize) -> Vec<u8> {
         self.bytes.repeat(count)
     }
 
-    fn number(&self, batch: &mut [u8], first: u64) {
+    pub(super) fn number(&self, batch: &mut [u8], first: u64) {
         for (number, datagram) in (first..).zip(batch.chunks_exact_mut(self.len())) {
             datagram[..8].copy_from_slice(&number.to_be_bytes());
             datagram[8..HEADER_LEN].copy_from_slice(&number.wrapping_mul(MIX).to_be_bytes());
@@ -178,14 +178,16 @@ impl Template {
     fn count(&self, piece: &[u8]) -> Option<u64> {
         let datagrams = piece.chunks(self.len());
         let count = datagrams.len() as u64;
-        datagrams.into_iter().all(|datagram| self.matches(datagram)).then_some(count).filter(|count| *count > 0)
+        datagrams.into_iter().all(|datagram| self.read(datagram).is_some()).then_some(count).filter(|count| *count > 0)
     }
 
-    fn matches(&self, datagram: &[u8]) -> bool {
-        let Some((header, filler)) = datagram.split_at_checked(HEADER_LEN) else { return false };
+    /// The number of a datagram, if all of it is right.
+    pub(super) fn read(&self, datagram: &[u8]) -> Option<u64> {
+        let (header, filler) = datagram.split_at_checked(HEADER_LEN)?;
         let (number, mixed) = header.split_at(8);
         let number = u64::from_be_bytes(number.try_into().expect("eight bytes"));
-        mixed == number.wrapping_mul(MIX).to_be_bytes() && filler == &self.bytes[HEADER_LEN..]
+        let is_right = mixed == number.wrapping_mul(MIX).to_be_bytes() && filler == &self.bytes[HEADER_LEN..];
+        is_right.then_some(number)
     }
 }
 
@@ -280,12 +282,17 @@ fn send_segmented(
 }
 
 /// What a send took; nothing, if the kernel has no room at the moment.
-fn taken(outcome: io::Result<usize>) -> Result<usize> {
+pub(super) fn taken(outcome: io::Result<usize>) -> Result<usize> {
     match outcome {
         Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => Ok(0),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+        Err(error) if is_nothing(&error) => Ok(0),
         other => Ok(other?),
     }
+}
+
+/// A call that came to nothing, and may be made again.
+pub(super) fn is_nothing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// Counts what arrives: single datagrams, or several merged ones of equal length in one piece.
@@ -300,7 +307,7 @@ fn receive<const N: usize>(
     while !over.load(Ordering::Relaxed) {
         match batch.receive(socket.as_fd()) {
             Ok(()) => {}
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => continue,
+            Err(error) if is_nothing(&error) => continue,
             Err(error) => return Err(error.into()),
         }
         let mut count = 0;
@@ -349,12 +356,13 @@ mod tests {
         let template = Template::new(64);
         let mut batch = template.batch(3);
         template.number(&mut batch, 1 << 40);
-        assert!(batch.chunks_exact(64).all(|datagram| template.matches(datagram)));
+        let numbers: Vec<_> = batch.chunks_exact(64).map(|datagram| template.read(datagram)).collect();
+        assert_eq!(numbers, [0, 1, 2].map(|index| Some((1 << 40) + index)));
         for index in [0, 7, 8, 15, 16, 63] {
             let mut wrong = batch[..64].to_vec();
             wrong[index] ^= 1;
-            assert!(!template.matches(&wrong), "byte {index}");
+            assert_eq!(template.read(&wrong), None, "byte {index}");
         }
-        assert!(!template.matches(&batch[..63]) && !template.matches(&batch[..65]) && !template.matches(&[]));
+        assert!([&batch[..63], &batch[..65], &[]].iter().all(|wrong| template.read(wrong).is_none()));
     }
 }
