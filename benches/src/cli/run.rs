@@ -154,16 +154,16 @@ impl RunArgs {
                  weft-dataplane -p weft-bench` and target/release/weft-bench, or --force"
             );
         }
-        for path in [&self.json, &self.html].into_iter().flatten() {
-            // Better now than after minutes of measuring.
-            fs::write(path, "").with_context(|| format!("writing {}", path.display()))?;
-        }
         let load = host::load()?;
         if load > LOAD_MAX && !self.force {
             bail!(
                 "the machine is busy: others use {:.0} % of its CPU time; wait until it is idle, or use --force",
                 load * 100.0
             );
+        }
+        for path in [&self.json, &self.html].into_iter().flatten() {
+            // Better now than after minutes of measuring; and no sooner, since what is there is lost.
+            fs::write(path, "").with_context(|| format!("writing {}", path.display()))?;
         }
         let stop = Stop::default();
         for signal in [SIGINT, SIGTERM, SIGHUP] {
