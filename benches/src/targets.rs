@@ -171,6 +171,19 @@ fn reached(target: &Target, value: f64) -> Reached {
     }
 }
 
+/// The targets that a run was asked about, and words for how many others there are; empty if there are none.
+pub fn part_of_run<'a>(report: &Report, judged: &'a [Judged]) -> (Vec<&'a Judged>, String) {
+    let plan = &report.plan;
+    let is_part =
+        |target: &Target| plan.modes.contains(&target.mode) && plan.workloads.contains(&target.workload.into());
+    let shown: Vec<&Judged> = judged.iter().filter(|row| row.measured.is_some() || is_part(&row.target)).collect();
+    let others = match TARGETS.len() - shown.len() {
+        0 => String::new(),
+        others => format!("{others} of {} targets were not part of this run", TARGETS.len()),
+    };
+    (shown, others)
+}
+
 /// The table for the terminal: what was part of the run, and how many targets were not.
 pub fn table(report: &Report, judged: &[Judged]) -> String {
     let count = TARGETS.len();
@@ -179,14 +192,7 @@ pub fn table(report: &Report, judged: &[Judged]) -> String {
             "Targets: this run says nothing about the {count} targets, which are {SUBJECT} / {BASELINE} without a rate limit"
         );
     }
-    let plan = &report.plan;
-    let is_part =
-        |target: &Target| plan.modes.contains(&target.mode) && plan.workloads.contains(&target.workload.into());
-    let shown: Vec<&Judged> = judged.iter().filter(|row| row.measured.is_some() || is_part(&row.target)).collect();
-    let others = match count - shown.len() {
-        0 => String::new(),
-        others => format!("{others} of {count} targets were not part of this run"),
-    };
+    let (shown, others) = part_of_run(report, judged);
     if shown.is_empty() {
         return format!("Targets: {others}");
     }
@@ -217,7 +223,7 @@ pub fn table(report: &Report, judged: &[Judged]) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let mtu = plan.mtus.iter().min().map_or_else(String::new, |mtu| format!(" at MTU {mtu}"));
+    let mtu = report.plan.mtus.iter().min().map_or_else(String::new, |mtu| format!(" at MTU {mtu}"));
     let head = format!("Targets: {SUBJECT} / {BASELINE}{mtu}, idle {SUBJECT} alone, medians and spread of the rounds");
     format!("{head}\n{table}\n{others}").trim_end().to_owned()
 }

@@ -100,6 +100,10 @@ fn command_line(command: &[String]) -> String {
 
 /// must, aim, measured, verdict.
 pub fn targets(out: &mut Markup, report: &Report, judged: &[Judged]) {
+    let (shown, others) = targets::part_of_run(report, judged);
+    if shown.is_empty() {
+        return;
+    }
     out.nest("section", &[], |out| {
         out.leaf("h2", &[], "Must, aim, measured");
         let words = format!(
@@ -112,9 +116,12 @@ pub fn targets(out: &mut Markup, report: &Report, judged: &[Judged]) {
         if report.plan.rounds < 5 {
             out.leaf("p", &[], "Fewer than five rounds: a look, not a result.");
         }
+        if !others.is_empty() {
+            out.leaf("p", &[], &format!("{others}."));
+        }
         let head = ["mode", "workload", "metric", "#must", "#aim", "#measured", "#spread", "verdict"];
         table(out, &head, |out| {
-            for row in judged {
+            for row in shown {
                 out.nest("tr", &[], |out| {
                     let target = &row.target;
                     let bound = if data::less_is_better(target.metric) { "\u{2264}" } else { "\u{2265}" };

@@ -27,7 +27,7 @@ impl Vxlan {
         let ends = [a?, b?];
         ends[0].add_peer(&ends[1])?;
         ends[1].add_peer(&ends[0])?;
-        peers::vxlan(site, ends[0].index(), ends[0].name())?;
+        peers::vxlan(site, ends[0].index())?;
         let mtu = site.link.a.node.link(ends[0].name())?.mtu;
         Ok(Self { ends, addresses: [1, 2].map(|host| site.overlay(host, 0).into()), mtu })
     }

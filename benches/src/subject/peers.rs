@@ -9,16 +9,14 @@
 //! So host a has as many peers, routes, neighbours or forwarding entries as if there were as many hosts. That each packet
 //! goes to the peer that it is for is checked on the wire before anything is measured.
 
-use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
-use weft_lab::{Capture, Frame, Link, LinkEnd, Node, TIMEOUT, eventually};
-use weft_netlink::{Address, MacAddr, Neighbour, NewLink, NewLinkKind, Route, Vxlan};
+use weft_lab::{Capture, Frame, Link, LinkEnd, TIMEOUT, eventually};
+use weft_netlink::{Address, FdbEntry, MacAddr, Neighbour, NewLink, NewLinkKind, Route, Vxlan};
 
 use super::{Site, Subject};
 
@@ -114,12 +112,11 @@ pub fn route(end: &LinkEnd, peers: &[Peer]) -> Result<()> {
 /// a peer: neighbour, forwarding entry, onlink route.
 ///
 /// # Errors
-/// The kernel's, or if `bridge` of iproute2 is not there.
-pub fn vxlan(site: &Site<'_>, index: u32, name: &str) -> Result<()> {
+/// The kernel's.
+pub fn vxlan(site: &Site<'_>, index: u32) -> Result<()> {
     let (a, b) = (&site.link.a.node, &site.link.b);
     let (mut netlink, mut far) = (a.netlink()?, b.node.netlink()?);
     let mtu = Some(netlink.expect_link(index)?.mtu);
-    let mut entries = String::new();
     for peer in site.peers() {
         let port = VXLAN_PORT + u16::from(peer.number) - 1;
         let local = Some(peer.underlay.into());
@@ -130,22 +127,8 @@ pub fn vxlan(site: &Site<'_>, index: u32, name: &str) -> Result<()> {
         let gateway = peer.subnet.network();
         netlink.replace_neighbour(&Neighbour { link: index, address: gateway.into(), mac })?;
         netlink.replace_route(&Route { onlink: true, ..Route::via_gateway(peer.subnet, index, gateway) })?;
-        entries += &format!("fdb replace {mac} dev {name} dst {} port {port}\n", peer.underlay);
+        netlink.replace_fdb_with_port(&FdbEntry { link: index, mac, dst: peer.underlay.into() }, port)?;
     }
-    if entries.is_empty() { Ok(()) } else { add_entries(a, site, &entries) }
-}
-
-/// Forwarding entries with a port each.
-fn add_entries(node: &Node, site: &Site<'_>, entries: &str) -> Result<()> {
-    let file = site.lab.directory().join(format!("entries-{}", site.number));
-    fs::write(&file, entries).with_context(|| format!("writing {}", file.display()))?;
-    let mut bridge = Command::new("bridge");
-    bridge.arg("-batch").arg(&file);
-    let mut bridge =
-        node.spawn(bridge).context("many peers of vxlan need `bridge` (on Debian: apt-get install iproute2)")?;
-    bridge.quiet();
-    let status = bridge.wait(TIMEOUT)?;
-    ensure!(status.success(), "bridge -batch ended with {status}: {}", bridge.log());
     Ok(())
 }
 

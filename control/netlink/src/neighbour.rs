@@ -62,8 +62,19 @@ impl Netlink {
 
     /// Adds a forwarding entry, in the place of any other for that hardware address.
     pub fn replace_fdb(&mut self, entry: &FdbEntry) -> Result<()> {
+        self.replace_fdb_message(entry, fdb_message(entry))
+    }
+
+    /// The same for a far tunnel end that has another UDP port than the vxlan itself.
+    pub fn replace_fdb_with_port(&mut self, entry: &FdbEntry, port: u16) -> Result<()> {
+        let mut message = fdb_message(entry);
+        message.attributes.push(NeighbourAttribute::Port(port));
+        self.replace_fdb_message(entry, message)
+    }
+
+    fn replace_fdb_message(&mut self, entry: &FdbEntry, message: NeighbourMessage) -> Result<()> {
         let action = format_args!("replacing FDB entry {} dst {}", entry.mac, entry.dst);
-        let message = RouteNetlinkMessage::NewNeighbour(fdb_message(entry));
+        let message = RouteNetlinkMessage::NewNeighbour(message);
         self.change(Subject::on(&action, entry.link), NLM_F_CREATE | NLM_F_REPLACE, message)
     }
 
