@@ -3,6 +3,7 @@
 //!
 //! A turn executes what is queued, then reads both descriptors as far as frames and `TURN_BYTES_MAX` allow; only when there
 //! was nothing to do it asks epoll, and only then it may sleep.
+
 use super::calls::Calls;
 use super::{Descriptors, Engine, Wait};
 use crate::io::Io;
