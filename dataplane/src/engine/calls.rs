@@ -2,7 +2,7 @@
 //! than one packet each way, for which a ring costs more than it saves.
 #![allow(unsafe_code)]
 
-use super::{Descriptors, TUN_DATA};
+use super::{Descriptors, TUN_DATA, is_unusable};
 use crate::io::{Io, TunRx, UdpRx};
 use crate::limits::{FRAME_LEN, HEADROOM};
 use crate::pool::{FrameId, Pool};
@@ -11,6 +11,9 @@ use std::io;
 
 /// Messages per sendmmsg.
 const SEND_BATCH: usize = 16;
+
+/// Errors in a row of a receive that may be those of earlier sends.
+const ERRORS_MAX: usize = 16;
 
 /// The descriptors, and how many calls were made on them.
 pub struct Calls<'a> {
@@ -92,17 +95,16 @@ impl<'a> Calls<'a> {
     /// Receives into `frames`, at most [`RECV_BATCH_MAX`], from the first: how many were filled. An error means that the socket
     /// is unusable.
     pub fn receive(&mut self, io: &mut Io, frames: &[FrameId]) -> io::Result<usize> {
+        let mut errors = 0;
         loop {
             self.made += 1;
             self.received.clear();
             match receive_into(self.descriptors, &mut io.pool, frames, &mut self.received) {
                 Ok(()) => break,
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN) => break,
-                    // EINTR, or a pending error of an earlier send (ECONNREFUSED): it is gone once reported.
-                    Some(libc::EINTR | libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH) => {}
-                    _ => return Err(error),
-                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // One that stays is not of an earlier send, but of the call: forbidden, say.
+                Err(error) if is_unusable(&error) || errors == ERRORS_MAX => return Err(error),
+                Err(_) => errors += 1,
             }
         }
         for (rx, frame) in self.received.iter().zip(frames) {

@@ -38,6 +38,12 @@ pub struct Descriptors<'a> {
     pub receive_len_max: usize,
 }
 
+/// Whether an error of a receive means that the socket is unusable. Any other is one of an earlier send (ECONNREFUSED, EMSGSIZE),
+/// and gone once it was reported.
+fn is_unusable(error: &stdio::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL | libc::EFAULT))
+}
+
 /// One worker's access to the kernel.
 pub trait Engine {
     /// Executes everything queued in `io`, delivers what is ready to `io.tun_rx` and `io.udp_rx` in the order the kernel gave

@@ -17,7 +17,7 @@
 
 use super::calls::Calls;
 use super::reads::Reads;
-use super::{Descriptors, Engine, TUN_DATA, Wait};
+use super::{Descriptors, Engine, TUN_DATA, Wait, is_unusable};
 use crate::io::{Io, TunRx, UdpRx};
 use crate::limits::*;
 use crate::pool::{FrameId, Pool, Purpose};
@@ -306,8 +306,7 @@ impl<'a> Uring<'a> {
                 }
                 KIND_UDP_RECV => {
                     self.udp_reads.empty(frame);
-                    // Anything else is a pending error of an earlier send (ECONNREFUSED): it is gone once reported.
-                    if matches!(-result, libc::EBADF | libc::ENOTSOCK | libc::EINVAL) {
+                    if is_unusable(&error()) {
                         broken = Err(error());
                     }
                 }
