@@ -20,6 +20,9 @@ fn checksums(c: &mut Criterion) {
         let mut group = c.benchmark_group("checksum");
         group.throughput(Throughput::Bytes(len as u64));
         group.bench_function(format!("sum/{len}"), |b| b.iter(|| checksum::sum(black_box(&bytes), 0)));
+        group.bench_function(format!("copy/{len}"), |b| {
+            b.iter(|| checksum::copy(black_box(&bytes), black_box(&mut copy[..]), 0))
+        });
         group.bench_function(format!("memcpy/{len}"), |b| {
             b.iter(|| black_box(&mut copy[..]).copy_from_slice(black_box(&bytes)))
         });
@@ -67,7 +70,10 @@ fn offloads(c: &mut Criterion) {
 
         let mut group = c.benchmark_group("split");
         group.throughput(Throughput::Bytes(super_packet.len() as u64));
-        group.bench_function(format!("{name}/64k"), |b| b.iter(|| split(&vnet, black_box(&super_packet))));
+        let mut segments = vec![0; packets.iter().map(Vec::len).sum()];
+        group.bench_function(format!("{name}/64k"), |b| {
+            b.iter(|| split(&vnet, black_box(&super_packet), black_box(&mut segments)))
+        });
         group.bench_function(format!("memcpy/{name}/64k"), |b| {
             b.iter(|| black_box(&mut copy[..]).copy_from_slice(black_box(&super_packet)))
         });
@@ -90,12 +96,10 @@ fn offloads(c: &mut Criterion) {
     }
 }
 
-fn split(vnet: &VnetHeader, packet: &[u8]) -> usize {
+fn split(vnet: &VnetHeader, packet: &[u8], segments: &mut [u8]) {
     let inner = ip::check(packet).unwrap();
     let split = Split::new(vnet, &inner, packet).unwrap();
-    let mut header = [0; 128];
-    let header = &mut header[..split.header_len()];
-    (0..split.count()).map(|index| split.header(index, packet, black_box(header)).len()).sum()
+    split.segments(0..split.count(), packet, segments);
 }
 
 fn candidate(packet: &[u8]) -> Candidate {

@@ -127,6 +127,18 @@ impl SendOp {
         fits_segment && self.count < SEGMENTS_MAX && self.bytes + len <= UDP_PAYLOAD_MAX
     }
 
+    /// How many datagrams of `len` bytes may join.
+    #[inline]
+    pub fn fitting(&self, len: usize) -> usize {
+        if !self.fits(len) {
+            return 0;
+        }
+        if len < self.segment_len {
+            return 1; // It ends the batch.
+        }
+        (SEGMENTS_MAX - self.count).min((UDP_PAYLOAD_MAX - self.bytes) / len.max(1))
+    }
+
     /// Starts the batch.
     #[inline]
     pub fn open(&mut self, peer: PeerId, name: Name, name_len: libc::socklen_t, segment_len: usize) {
@@ -137,12 +149,12 @@ impl SendOp {
         self.segment_len = segment_len;
     }
 
-    /// Room for the next datagram, `len` bytes: where to write it.
+    /// Room for the next `count` datagrams of `len` bytes: where to write them, behind each other.
     #[inline]
-    pub fn datagram_room(&mut self, len: usize) -> (FrameId, Range<usize>) {
+    pub fn room(&mut self, count: usize, len: usize) -> (FrameId, Range<usize>) {
         let start = self.bytes;
-        self.bytes += len;
-        self.count += 1;
+        self.bytes += count * len;
+        self.count += count;
         (self.frame, start..self.bytes)
     }
 

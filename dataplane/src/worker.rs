@@ -20,7 +20,8 @@ use crate::limits::{NAP, SCRATCH_LEN};
 use crate::path_mtu::PathMtus;
 use crate::pipeline::batch::{Batcher, Destination};
 use crate::pipeline::coalesce::Coalescer;
-use crate::pipeline::{Refusal, decap, encap};
+use crate::pipeline::decap::{self, Known};
+use crate::pipeline::{Refusal, encap};
 use crate::replies::{Replies, Reply};
 use crate::shared::{Command, PeerCheck, WorkerView};
 use crate::underlay::UdpSocket;
@@ -254,7 +255,7 @@ impl<'a, E: Engine> Worker<'a, E> {
                         let len = usize::from(forward.inner.total_len);
                         let slot = self.batcher.slot(&mut self.io, stats, &to, len);
                         let slot = slot.expect("a send is free: the caller looked");
-                        let room = self.io.sends[slot].datagram_room(len);
+                        let room = self.io.sends[slot].room(1, len);
                         let packet = (rx.frame, packet.start..packet.start + len);
                         let (packet, room) = self.io.pool.pair(packet, room);
                         room.copy_from_slice(packet);
@@ -275,17 +276,20 @@ impl<'a, E: Engine> Worker<'a, E> {
     /// Puts segments of a super-packet into batches until it is done or the sends ran out.
     fn finish_partial(&mut self) {
         let Some(mut partial) = self.partial.take() else { return };
-        let count = partial.split.count();
-        while partial.next < count {
+        let last = partial.split.count() - 1;
+        while partial.next <= last {
             let len = partial.split.len_of(partial.next);
             let Some(slot) = self.batcher.slot(&mut self.io, &self.view.stats, &partial.to, len) else {
                 self.partial = Some(partial);
                 return;
             };
-            let room = self.io.sends[slot].datagram_room(len);
+            // All but the last are of one length.
+            let equal = (last - partial.next).max(1);
+            let end = partial.next + equal.min(self.batcher.fitting(&self.io, slot, len));
+            let room = self.io.sends[slot].room(end - partial.next, len);
             let (packet, room) = self.io.pool.pair((partial.rx.frame, partial.packet.clone()), room);
-            partial.split.segment(partial.next, packet, room);
-            partial.next += 1;
+            partial.split.segments(partial.next..end, packet, room);
+            partial.next = end;
         }
         self.io.pool.release(partial.rx.frame);
     }
@@ -303,11 +307,12 @@ impl<'a, E: Engine> Worker<'a, E> {
             stats.decap_drops[DropReason::PeerUnknown.index()].add(datagrams);
             return self.received(&rx);
         }
+        let mut known = Known::default();
         let mut at = rx.data.start;
         // At least once: an empty datagram is one, too.
         loop {
             let end = rx.data.end.min(at + rx.stride.max(1));
-            if !self.decap_datagram(fib, owner, &rx, at..end) {
+            if !self.decap_datagram(fib, owner, &mut known, &rx, at..end) {
                 self.view.stats.counters.udp_read_bytes.add((at - rx.data.start) as u64);
                 return Some(UdpRx { data: at..rx.data.end, ..rx });
             }
@@ -329,13 +334,20 @@ impl<'a, E: Engine> Worker<'a, E> {
 
     /// One datagram; false when writes ran out and nothing was done.
     #[inline]
-    fn decap_datagram(&mut self, fib: &Fib, owner: Option<OwnerId>, rx: &UdpRx, range: Range<usize>) -> bool {
+    fn decap_datagram(
+        &mut self,
+        fib: &Fib,
+        owner: Option<OwnerId>,
+        known: &mut Known,
+        rx: &UdpRx,
+        range: Range<usize>,
+    ) -> bool {
         if self.io.writes.free() == 0 {
             return false;
         }
         let stats = &self.view.stats;
         let packet = self.io.pool.bytes_mut(rx.frame, range.clone());
-        match decap::admit(fib, self.settings.peer_check, owner, packet) {
+        match decap::admit(fib, self.settings.peer_check, owner, known, packet) {
             Ok(admitted) => {
                 let len = usize::from(admitted.inner.total_len);
                 stats.counters.decap_packets.add(1);
@@ -419,7 +431,7 @@ impl<'a, E: Engine> Worker<'a, E> {
                     counters.icmp_limited.add(1);
                     return;
                 };
-                let (frame, room) = self.io.sends[slot].datagram_room(len);
+                let (frame, room) = self.io.sends[slot].room(1, len);
                 self.io.pool.bytes_mut(frame, room).copy_from_slice(&out[..len]);
                 counters.icmp_sent.add(1);
             }

@@ -21,8 +21,8 @@ use weft_dataplane::shared::{Command, PeerCheck, WorkerView};
 use weft_dataplane::underlay::{self, UdpCaps, UdpSocket};
 use weft_dataplane::worker::{Settings, Worker};
 use weft_fib::{Fib, FibBuilder, FibCell, OwnerId, Peer, PeerId, Route};
-use weft_packet::checksum;
 use weft_packet::vnet::{GsoKind, VNET_LEN, VnetHeader};
+use weft_packet::{DropReason, checksum};
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -453,6 +453,40 @@ fn a_super_packet_that_comes_in_two_buffers_is_written_whole() {
     let outcome = bench.run(vec![vec![buffer(0..4)], vec![buffer(4..6)], vec![], vec![]]);
     let [Departure::Tun(written)] = &outcome.departures[..] else { panic!("{:?}", outcome.departures) };
     assert_eq!(written.len(), VNET_LEN + 40 + 6 * 500);
+}
+
+#[test]
+fn each_datagram_of_a_buffer_is_judged_by_its_own_addresses() {
+    let bench = Bench::new();
+    let from = |source| udp(source, HERE, (53, 1000), 64, &[7; 100]);
+    let packets =
+        [from(THERE), from([10, 9, 0, 1]), from(THERE), from([127, 0, 0, 1]), from([10, 9, 0, 1]), from(THERE)];
+    let outcome = bench.run(vec![vec![bench.arriving(packets.concat(), packets[0].len())]]);
+    assert_eq!(bench.view.stats.decap_drops[DropReason::PeerSpoof.index()].get(), 2);
+    assert_eq!(bench.view.stats.decap_drops[DropReason::MartianSource.index()].get(), 1);
+    assert_eq!(bench.view.stats.peer(PeerId(0)).rx_packets.get(), 3);
+    let [Departure::Tun(written)] = &outcome.departures[..] else { panic!("{:?}", outcome.departures) };
+    assert_eq!(written.len(), VNET_LEN + 28 + 3 * 100);
+}
+
+#[test]
+fn segments_fill_the_sends_and_join_what_is_already_there() {
+    let bench = Bench::new();
+    let before = tcp(HERE, THERE, (4001, 80), 1, &[1; 1000]);
+    let outcome = bench.run(vec![vec![plain(&before), Arrival::Tun(super_packet(60)), Arrival::Tun(super_packet(60))]]);
+    let sends: Vec<_> = outcome
+        .departures
+        .iter()
+        .map(|departure| match departure {
+            Departure::Udp { datagrams, segment_len: 1040 } => datagrams,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    // 62 datagrams of 1040 bytes fill a UDP payload.
+    assert_eq!(sends.iter().map(|datagrams| datagrams.len()).collect::<Vec<_>>(), [62, 59]);
+    let seq = |packet: &Vec<u8>| u32::from_be_bytes(packet[24..28].try_into().unwrap());
+    let seqs: Vec<_> = sends.iter().copied().flatten().skip(1).map(seq).collect();
+    assert_eq!(seqs, (0..60).chain(0..60).map(|index| 1 + index * 1000).collect::<Vec<_>>());
 }
 
 #[test]

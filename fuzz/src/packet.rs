@@ -155,9 +155,8 @@ fn split(vnet: &VnetHeader, packet: &[u8]) -> Option<Vec<Segment>> {
     let split = Split::new(vnet, &ip::check(packet).ok()?, packet).ok()?;
     let header_len = split.header_len();
     let segment = |index| {
-        let mut bytes = vec![0; header_len];
-        let payload = split.header(index, packet, &mut bytes);
-        bytes.extend_from_slice(&packet[payload]);
+        let mut bytes = vec![0; split.len_of(index)];
+        split.segments(index..index + 1, packet, &mut bytes);
         assert!(bytes.len() <= split.segment_len());
         Segment { header_len, bytes }
     };

@@ -23,6 +23,22 @@ pub fn sum(bytes: &[u8], initial: u64) -> u64 {
     add(initial, to_big_endian(native))
 }
 
+/// As [`sum`], and copies `from` to `to` in the same pass: what is read once need not stay in the first-level cache.
+///
+/// # Panics
+/// If their lengths differ.
+#[inline]
+pub fn copy(from: &[u8], to: &mut [u8], initial: u64) -> u64 {
+    assert_eq!(from.len(), to.len(), "a copy is as long as what it is made from");
+    let native = if from.len() <= SHORT_LEN {
+        to.copy_from_slice(from);
+        sum_short(from)
+    } else {
+        Arch::new().dispatch(CopyLong(from, to))
+    };
+    add(initial, to_big_endian(native))
+}
+
 /// Folds to 16 bits, big-endian meaning, not complemented.
 ///
 /// Zero only for a sum of zero; other multiples of 65,535 fold to 0xFFFF.
@@ -115,13 +131,52 @@ impl WithSimd for SumLong<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) -> u64 {
         let (words, rest) = self.0.as_chunks::<8>();
-        let (mut whole, mut high) = (0u64, 0u64);
+        let mut total = Total::default();
         for word in words {
-            let word = u64::from_ne_bytes(*word);
-            whole = whole.wrapping_add(word);
-            high = high.wrapping_add(word >> 32);
+            total.add(word);
         }
-        high + whole.wrapping_sub(high << 32) + sum_tail(rest)
+        total.native() + sum_tail(rest)
+    }
+}
+
+/// The same with a store of each word.
+struct CopyLong<'a>(&'a [u8], &'a mut [u8]);
+
+impl WithSimd for CopyLong<'_> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> u64 {
+        let (words, rest) = self.0.as_chunks::<8>();
+        let (to_words, to_rest) = self.1.as_chunks_mut::<8>();
+        let mut total = Total::default();
+        for (word, to) in words.iter().zip(to_words) {
+            *to = *word;
+            total.add(word);
+        }
+        to_rest.copy_from_slice(rest);
+        total.native() + sum_tail(rest)
+    }
+}
+
+/// A sum of words, and apart that of their high halves.
+#[derive(Default)]
+struct Total {
+    whole: u64,
+    high: u64,
+}
+
+impl Total {
+    #[inline(always)]
+    fn add(&mut self, word: &[u8; 8]) {
+        let word = u64::from_ne_bytes(*word);
+        self.whole = self.whole.wrapping_add(word);
+        self.high = self.high.wrapping_add(word >> 32);
+    }
+
+    #[inline(always)]
+    fn native(&self) -> u64 {
+        self.high + self.whole.wrapping_sub(self.high << 32)
     }
 }
 
@@ -133,8 +188,19 @@ mod tests {
     #[test]
     fn every_instruction_set_yields_the_same_sum() {
         let bytes: Vec<u8> = (0..2000u32).map(|i| (i.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect();
+        let mut copied = [0; 2000];
         for len in 0..bytes.len() {
             let expected = fold(sum_short(&bytes[..len]));
+            assert_eq!(
+                fold(Simd::vectorize(pulp::Scalar::new(), CopyLong(&bytes[..len], &mut copied[..len]))),
+                expected
+            );
+            assert_eq!(copied[..len], bytes[..len]);
+            copied.fill(0);
+            assert_eq!(fold(Arch::new().dispatch(CopyLong(&bytes[..len], &mut copied[..len]))), expected);
+            assert_eq!(copied[..len], bytes[..len]);
+            assert!(copied[len..].iter().all(|byte| *byte == 0));
+            copied.fill(0);
             assert_eq!(fold(Simd::vectorize(pulp::Scalar::new(), SumLong(&bytes[..len]))), expected);
             assert_eq!(fold(Arch::new().dispatch(SumLong(&bytes[..len]))), expected);
             #[cfg(target_arch = "x86_64")]

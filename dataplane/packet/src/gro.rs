@@ -15,7 +15,7 @@ pub const HEADER_LEN_MAX: usize = 100;
 /// A flow's identity, hashed well enough for a small direct-mapped table; equality is exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowKey {
-    /// Source and destination; an IPv4 pair lies in the first word.
+    /// As by [`Inner::addresses`].
     addresses: [u64; 4],
     /// Source and destination port as they lie in the packet.
     ports: u32,
@@ -55,15 +55,7 @@ pub fn flow_key(packet: &[u8], inner: &Inner) -> Option<FlowKey> {
     }
     let transport = packet.get(usize::from(inner.l4_offset)..usize::from(inner.total_len))?;
     let ports = u32::from_ne_bytes(*transport.first_chunk()?);
-    let addresses = match inner.version {
-        Version::V4 => [u64::from_ne_bytes(*packet.get(12..)?.first_chunk()?), 0, 0, 0],
-        Version::V6 => {
-            let (words, _) = packet.get(8..HEADER6_LEN)?.as_chunks::<8>();
-            let [a, b, c, d] = *words.first_chunk()?;
-            [a, b, c, d].map(u64::from_ne_bytes)
-        }
-    };
-    Some(FlowKey { addresses, ports, protocol: inner.protocol, version: inner.version })
+    Some(FlowKey { addresses: inner.addresses(packet), ports, protocol: inner.protocol, version: inner.version })
 }
 
 /// What coalescing knows about one packet that could start or join a chain.

@@ -1,8 +1,7 @@
-//! Splitting a super-packet into complete segments, without touching the payload: the splitter writes one header per
-//! segment and names the payload range that follows it, so that the kernel can gather header and payload pairs.
+//! Splitting a super-packet into complete segments.
 //!
 //! What is constant over the segments is summed once, in [`Split::new`]. A segment then costs a header copy, a few adds
-//! and one pass over its payload.
+//! and one pass over its payload, which is summed while it is copied.
 
 use crate::ip::{Fragmentation, HEADER4_LEN, HEADER6_LEN, PROTOCOL_TCP, PROTOCOL_UDP, Version};
 use crate::transport::{TCP_CHECKSUM, TCP_CWR, TCP_FIN, TCP_LEN, TCP_PSH, UDP_CHECKSUM, UDP_LEN, tcp_header_len};
@@ -130,15 +129,22 @@ impl Split {
         self.count
     }
 
-    /// Writes segment `index` into `out` (exactly [`Self::len_of`] bytes): its header as by [`Self::header`], and its payload.
+    /// Writes segments `range` behind each other into `out`, which is exactly as long as they are: headers as by
+    /// [`Self::header`], and payloads.
     ///
     /// # Panics
     /// As [`Self::header`], and if `out` has another length.
     #[inline]
-    pub fn segment(&self, index: usize, packet: &[u8], out: &mut [u8]) {
-        let (header, room) = out.split_at_mut(self.header_len);
-        let payload = self.header(index, packet, header);
-        room.copy_from_slice(&packet[payload]);
+    pub fn segments(&self, range: Range<usize>, packet: &[u8], mut out: &mut [u8]) {
+        for index in range {
+            let (segment, rest) = out.split_at_mut(self.len_of(index));
+            out = rest;
+            let (header, room) = segment.split_at_mut(self.header_len);
+            let payload = self.payload(index);
+            let sum = checksum::copy(&packet[payload.clone()], room, self.initial_sum(&payload));
+            self.write_header(index, packet, header, &payload, sum);
+        }
+        assert!(out.is_empty(), "{} bytes left of the segments' room", out.len());
     }
 
     /// Writes the complete header of segment `index` into `header` (exactly [`Self::header_len`] bytes) and returns
@@ -151,23 +157,44 @@ impl Split {
     /// the one that this was made from.
     #[inline]
     pub fn header(&self, index: usize, packet: &[u8], header: &mut [u8]) -> Range<usize> {
+        let payload = self.payload(index);
+        let sum = checksum::sum(&packet[payload.clone()], self.initial_sum(&payload));
+        self.write_header(index, packet, header, &payload, sum);
+        payload
+    }
+
+    /// Where the payload of segment `index` lies in the packet.
+    #[inline]
+    fn payload(&self, index: usize) -> Range<usize> {
         assert!(index < self.count, "segment {index} of {}", self.count);
         let start = index * self.gso_size;
         let end = self.payload_len.min(start + self.gso_size);
-        let payload = self.header_len + start..self.header_len + end;
-        let payload_len = end - start;
+        self.header_len + start..self.header_len + end
+    }
 
+    #[inline]
+    fn transport_len(&self, payload: &Range<usize>) -> usize {
+        self.header_len - self.l4_offset + payload.len()
+    }
+
+    /// What is added to the sum of a payload, but for what [`Self::write_header`] adds.
+    #[inline]
+    fn initial_sum(&self, payload: &Range<usize>) -> u64 {
+        self.transport_sum + self.transport_len(payload) as u64
+    }
+
+    /// `sum`: of the payload, from [`Self::initial_sum`] on.
+    #[inline]
+    fn write_header(&self, index: usize, packet: &[u8], header: &mut [u8], payload: &Range<usize>, sum: u64) {
         header.copy_from_slice(&packet[..self.header_len]);
+        let transport_len = self.transport_len(payload);
         let (ip, transport) = header.split_at_mut(self.l4_offset);
-        let transport_len = transport.len() + payload_len;
         self.write_ip(ip, index, transport_len);
-        let sum = checksum::sum(&packet[payload.clone()], self.transport_sum + transport_len as u64);
         if self.is_udp {
             write_udp(transport, transport_len, sum);
         } else {
-            self.write_tcp(transport, index, start, sum);
+            self.write_tcp(transport, index, payload.start - self.header_len, sum);
         }
-        payload
     }
 
     #[inline]

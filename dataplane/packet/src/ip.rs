@@ -57,7 +57,8 @@ pub const PROTOCOL_ICMPV6: u8 = 58;
 /// headers and [`EXTENSION_LEN_MAX`] bytes; ESP, AH, no-next-header and unknown protocols end the walk. An IPv6 payload
 /// length of zero (a jumbogram, RFC 2675, or nothing at all) and a packet beyond 65,535 bytes are
 /// [`DropReason::BadTotalLen`].
-#[inline]
+// Always inlined: a result that is written to memory field by field and read back whole stalls the packet path.
+#[inline(always)]
 pub fn check(packet: &[u8]) -> Result<Inner, DropReason> {
     match packet.first() {
         None => Err(DropReason::Empty),
@@ -70,6 +71,14 @@ pub fn check(packet: &[u8]) -> Result<Inner, DropReason> {
 }
 
 impl Inner {
+    /// Source and destination of a checked packet as they lie in it, for comparing; an IPv4 pair is the first word.
+    #[inline]
+    pub fn addresses(&self, packet: &[u8]) -> [u64; 4] {
+        match self.version {
+            Version::V4 => [u64::from_ne_bytes(address(packet, 12)), 0, 0, 0],
+            Version::V6 => [8, 16, 24, 32].map(|at| u64::from_ne_bytes(address(packet, at))),
+        }
+    }
     /// Source address of a checked IPv4 packet, host byte order.
     #[inline]
     pub fn src4(&self, packet: &[u8]) -> u32 {
@@ -118,7 +127,7 @@ pub fn decrement_ttl(packet: &mut [u8], inner: &Inner) -> Result<(), DropReason>
     Ok(())
 }
 
-#[inline]
+#[inline(always)]
 fn check4(packet: &[u8]) -> Result<Inner, DropReason> {
     let header = packet.first_chunk::<HEADER4_LEN>().ok_or(DropReason::TooShort)?;
     let header_len = usize::from(header[0] & 0x0f) * 4;

@@ -58,6 +58,12 @@ impl Batcher {
         Some(slot)
     }
 
+    /// How many datagrams of `len` bytes may join the send that [`Self::slot`] gave for the first of them; at least that one.
+    #[inline]
+    pub fn fitting(&self, io: &Io, slot: u16, len: usize) -> usize {
+        if self.gso { io.sends[slot].fitting(len) } else { 1 }
+    }
+
     /// Whether a batch is held over.
     #[inline]
     pub fn holds(&self) -> bool {

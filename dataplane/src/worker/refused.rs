@@ -149,7 +149,7 @@ impl<E: Engine> Worker<'_, E> {
         let mut segment = vec![0; PACKET_LEN_MAX];
         for index in 0..split.count() {
             let len = split.len_of(index);
-            split.segment(index, &packet, &mut segment[..len]);
+            split.segments(index..index + 1, &packet, &mut segment[..len]);
             self.send_single(fib, forward.peer, &segment[..len]);
         }
     }

@@ -208,17 +208,24 @@ pub fn coalesce(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
         .collect()
 }
 
-/// All segments of a super-packet, whole.
+/// All segments of a super-packet, whole; made in two runs, and their headers also one by one.
 pub fn split(vnet: &VnetHeader, packet: &[u8]) -> Vec<Vec<u8>> {
     let split = Split::new(vnet, &ip::check(packet).unwrap(), packet).unwrap();
-    (0..split.count())
-        .map(|index| {
-            let mut segment = vec![0xaa; split.header_len()];
-            let payload = split.header(index, packet, &mut segment);
-            segment.extend_from_slice(&packet[payload]);
-            segment
-        })
-        .collect()
+    let mut segments: Vec<_> = (0..split.count()).map(|index| vec![0xaa; split.len_of(index)]).collect();
+    for range in [0..split.count() / 2, split.count() / 2..split.count()] {
+        let mut run = segments[range.clone()].concat();
+        split.segments(range.clone(), packet, &mut run);
+        let mut rest = &run[..];
+        for index in range {
+            let (segment, others) = rest.split_at(split.len_of(index));
+            segments[index].copy_from_slice(segment);
+            rest = others;
+            let mut header = vec![0xaa; split.header_len()];
+            let payload = split.header(index, packet, &mut header);
+            assert_eq!([&header, &packet[payload]].concat(), segment, "segment {index}");
+        }
+    }
+    segments
 }
 
 /// Lengths and checksums as pnet_packet computes them.

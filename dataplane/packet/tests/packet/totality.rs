@@ -37,6 +37,8 @@ fn exercise(header: &[u8], packet: &[u8], other: &[u8], mtu: usize) {
             for index in 0..split.count() {
                 assert!(split.header(index, packet, &mut segment).end <= packet.len());
             }
+            let lens = (0..split.count()).map(|index| split.len_of(index));
+            split.segments(0..split.count(), packet, &mut vec![0; lens.sum()]);
         }
     }
     if let (Some(head), Ok(other_inner)) = (candidate(packet, &inner), ip::check(other)) {
