@@ -131,6 +131,30 @@ fn nodes_that_race_for_few_subnets_get_one_each() {
 }
 
 #[test]
+fn nodes_that_race_for_few_subnets_of_two_families_share_no_half() {
+    let etcd = Etcd::start().unwrap();
+    // Fifteen IPv4 subnets for seven nodes, and so many of IPv6 that the keys, which name the pair, hardly ever meet.
+    let conf = NetConf::parse(
+        r#"{"Network": "10.5.0.0/26", "SubnetLen": 30, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}"#,
+    )
+    .unwrap();
+    let options = options(&etcd);
+    let race = |index: usize| {
+        let mut registry = Registry::connect(&options).unwrap();
+        let attrs =
+            LeaseAttrs { public_ipv6: format!("2001:db8::{index}").parse().ok(), ..attrs(&format!("192.0.2.{index}")) };
+        registry.acquire(&conf, &attrs, &Subnets::default())
+    };
+    let all: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..=7).map(|index| scope.spawn(move || race(index))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap().unwrap().own().subnets).collect()
+    });
+    assert_eq!(all.iter().map(|subnets| subnets.v4).collect::<BTreeSet<_>>().len(), 7, "{all:?}");
+    assert_eq!(all.iter().map(|subnets| subnets.v6).collect::<BTreeSet<_>>().len(), 7, "{all:?}");
+    assert_eq!(etcd.list(&key("")).unwrap().len(), 7, "what was given back is gone");
+}
+
+#[test]
 fn both_families_are_one_lease() {
     let etcd = Etcd::start().unwrap();
     let conf = NetConf::parse(

@@ -4,7 +4,7 @@
 use super::gateway::{Gateway, Outcome};
 use super::wire::{Condition, Kv};
 use super::{EtcdError, EtcdOptions};
-use crate::flannel::allocate::{Held, allocate, reusable};
+use crate::flannel::allocate::{Held, allocate, is_whole, overlaps, reusable};
 use crate::flannel::record::{claim_of, directory_name, key_name, parse_value, write_value};
 use crate::flannel::{FlannelLease, LeaseAttrs, NetConf, Subnets};
 use std::time::{Duration, Instant, SystemTime};
@@ -113,14 +113,38 @@ fn acquire_on(
         };
         let name = key_name(&subnets).expect("a network config has a family, and an allocation its subnets");
         if let Some(own) = create(gateway, options, format!("{directory}{name}"), subnets, attrs, granted)? {
-            return Ok(own);
+            let Some(rival) = older_rival(gateway, conf, directory, &own)? else { return Ok(own) };
+            gateway.write(&own.key, Condition::Unchanged(own.mod_revision), None)?;
+            info!("gave {name} back: it overlaps {rival}, which another node took a moment before");
+        } else {
+            info!("lost the race for {name} to another node; choosing again");
         }
-        info!("lost the race for {name} to another node; choosing again");
         std::thread::sleep(Duration::from_millis(fastrand::u64(..PAUSE_MS_MAX)));
     }
     Err(EtcdError::NoSubnet(format!(
         "lost the race for a subnet {TRIES_MAX} times in a row; many nodes take subnets at once, try again"
     )))
+}
+
+/// The key of a lease that overlaps the one just created, and is older. etcd keeps a key unique, which with one family is the
+/// subnet; with two it is the pair, of which another node may have taken one half at the same time.
+fn older_rival(
+    gateway: &Gateway,
+    conf: &NetConf,
+    directory: &str,
+    own: &OwnRecord,
+) -> Result<Option<String>, EtcdError> {
+    if own.subnets.v4.is_none() || own.subnets.v6.is_none() {
+        return Ok(None);
+    }
+    // The record was created by the write that its revision is of.
+    let is_older = |kv: &Kv| kv.key != own.key.as_bytes() && kv.create_revision < own.mod_revision;
+    let overlaps_own =
+        |claim: &Subnets| overlaps(claim, &own.subnets) && !is_whole(conf.network(), conf.network_v6(), claim);
+    let kvs = gateway.list(directory)?.kvs;
+    let rival =
+        kvs.iter().find(|kv| is_older(kv) && held(directory, kv).is_some_and(|held| overlaps_own(&held.subnets)));
+    Ok(rival.map(|kv| String::from_utf8_lossy(&kv.key).into_owned()))
 }
 
 /// Creates a record where there is none. `None`: somebody else was quicker.
