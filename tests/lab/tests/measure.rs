@@ -200,10 +200,11 @@ fn tcp_sockets_at(network: [u8; 3]) -> Result<Vec<String>> {
         let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         // One that was closed meanwhile is none of interest, nor is one that is no TCP socket.
         let Ok(socket) = pidfd_getfd(&own, number, PidfdGetfdFlags::empty()) else { continue };
-        let Ok(used) = tcp_congestion(&socket) else { continue };
+        // The address first: a client that is being made has none until it has its congestion control, and connects.
         let Some(address) = getsockname(&socket).ok().and_then(|address| SocketAddr::try_from(address).ok()) else {
             continue;
         };
+        let Ok(used) = tcp_congestion(&socket) else { continue };
         if let IpAddr::V4(address) = address.ip()
             && address.octets().starts_with(&network)
         {
