@@ -35,7 +35,7 @@ pub struct Config {
     /// Control socket
     #[arg(long, value_name = "PATH", default_value = "/run/weft/weftd.sock")]
     pub socket: PathBuf,
-    /// Worker threads, each with its own TUN queue and UDP socket [default: half of the cores, 1 to 4]
+    /// Worker threads, each with its own TUN queue and UDP socket, beside that for sparse flows [default: half of the cores, 1 to 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
     pub workers: Option<u16>,
     /// How workers reach the kernel
@@ -65,6 +65,9 @@ pub struct Config {
     /// No UDP super-packets to or from the TUN
     #[arg(long)]
     pub no_tun_uso: bool,
+    /// No worker of their own for sparse flows, whose packets then wait behind bulk traffic
+    #[arg(long)]
+    pub no_sparse_lane: bool,
     /// What to log: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "WEFT_LOG")]
     pub log: tracing::level_filters::LevelFilter,

@@ -5,6 +5,7 @@ pub mod config;
 pub mod engine;
 pub mod holder;
 pub mod io;
+pub mod lane;
 pub mod limits;
 pub mod path_mtu;
 pub mod pipeline;

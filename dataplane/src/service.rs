@@ -7,10 +7,12 @@ use crate::engine::epoll::Epoll;
 use crate::engine::uring::{self, Uring};
 use crate::engine::{Descriptors, Engine};
 use crate::holder;
+use crate::lane::{self, LANE_SLICE};
 use crate::limits::FRAME_LEN;
 use crate::server::{self, ListenError, Listener, ServeError, SetLogLevel, WorkerGuard, watch};
 use crate::shared::{Command, Facts, Offloads, Shared, WorkerView};
-use crate::sys::dev;
+use crate::sys::bpf::Program;
+use crate::sys::{dev, sched};
 use crate::tun::{self, Opener, TunCaps, TunDevice, TunError, Wanted};
 use crate::underlay::{self, UdpCaps, UdpSocket, UnderlayError};
 use crate::worker::{Settings, Worker};
@@ -72,10 +74,14 @@ struct QueuePair {
 /// Runs until drained. Ready to be told routes, and forwarding, once the control socket answers.
 pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), ServiceError> {
     let (wanted_engine, note) = choose_engine(config.engine)?;
-    let count = config.worker_count();
-    let device = open_tun(config, count)?;
+    let device = open_tun(config)?;
+    let count = device.queues.len();
+    let has_lane = count > config.worker_count();
     let wanted = UdpCaps { gso: !config.no_udp_gso, gro: !config.no_udp_gro };
     let sockets = underlay::open(config.bind, count, wanted)?;
+    if has_lane {
+        underlay::give_lane(&sockets)?;
+    }
     let listener = Listener::bind(&config.socket)?;
     if let Some(mtu) = config.mtu {
         dev::set_mtu(&device.name, mtu.into()).map_err(resource("set the TUN's MTU"))?;
@@ -104,7 +110,8 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
     for (index, (tun, udp)) in device.queues.into_iter().zip(sockets).enumerate() {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = Arc::new(eventfd(0, flags).map_err(|e| resource("make an eventfd")(e.into()))?);
-        let view = Arc::new(WorkerView { offloads: offloads(device.caps, udp.caps), ..WorkerView::default() });
+        let is_lane = has_lane && index == count - 1;
+        let view = Arc::new(WorkerView { offloads: offloads(device.caps, udp.caps, is_lane), ..WorkerView::default() });
         wakes.push(wake.clone());
         workers.push(view.clone());
         let thread = WorkerThread {
@@ -120,7 +127,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
         decisions.push(decision);
         let meeting = Meeting { report: report.clone(), decided };
         thread::Builder::new()
-            .name(format!("weft-worker-{index}"))
+            .name(if is_lane { "weft-lane".to_owned() } else { format!("weft-worker-{index}") })
             .spawn(move || thread.run(wanted_engine, &meeting, guard))
             .map_err(resource("start a worker thread"))?;
     }
@@ -142,7 +149,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
         peer_check: config.peer_check,
         spin_us: config.spin_us,
     };
-    log_start(&facts, count, device.caps, udp_caps);
+    log_start(&facts, config.worker_count(), device.caps, udp_caps, has_lane);
 
     let wake = move || {
         for wake in &wakes {
@@ -206,7 +213,8 @@ fn settle_engine(
     }
 }
 
-fn open_tun(config: &Config, count: usize) -> Result<TunDevice, ServiceError> {
+/// The TUN with a queue per worker, and one more if there is a lane.
+fn open_tun(config: &Config) -> Result<TunDevice, ServiceError> {
     // A multi-queue TUN would let a second weftd attach and take a share of the packets.
     if let Some(holder) = holder::of_tun(&config.tun) {
         return Err(TunError::InUse { name: config.tun.clone(), holder: holder.to_string() }.into());
@@ -214,7 +222,17 @@ fn open_tun(config: &Config, count: usize) -> Result<TunDevice, ServiceError> {
     match config.opener {
         Opener::Native => {
             let wanted = Wanted { tso: !config.no_tun_tso, uso: !config.no_tun_uso };
-            Ok(tun::open_native(&config.tun, count, wanted)?)
+            let workers = config.worker_count();
+            let steering = if config.no_sparse_lane { None } else { load_steering(workers) };
+            let mut device = tun::open_native(&config.tun, workers + usize::from(steering.is_some()), wanted)?;
+            // Also without: a persistent device may still have the program of the weftd before.
+            if let Err(error) = device.steer_by(steering.as_ref())
+                && steering.is_some()
+            {
+                warn!("no lane for sparse flows: the TUN takes no steering program: {error}; Linux 4.16 does");
+                device.queues.truncate(workers);
+            }
+            Ok(device)
         }
         Opener::Simple if config.workers.is_some_and(|workers| workers > 1) => Err(TunError::OneQueue.into()),
         Opener::Simple => {
@@ -222,6 +240,19 @@ fn open_tun(config: &Config, count: usize) -> Result<TunDevice, ServiceError> {
             Ok(holder::once_released(|| tun::open_simple(&config.tun), busy)?)
         }
     }
+}
+
+/// The lane's program, or a line that says why there will be no lane.
+fn load_steering(workers: usize) -> Option<Program> {
+    let warned = |error: io::Error| {
+        let help = match error.raw_os_error() {
+            Some(libc::EPERM) => "; give weftd CAP_BPF, or set --no-sparse-lane",
+            Some(libc::ENOSYS) => "; the kernel has no bpf(2), or a seccomp profile hides it",
+            _ => "",
+        };
+        warn!("no lane for sparse flows: the kernel refuses its program: {error}{help}");
+    };
+    lane::steering(workers).map_err(warned).ok()
 }
 
 /// ICMP errors carry the TUN's own address and come in through the TUN; Linux takes those for martians unless told otherwise.
@@ -233,8 +264,9 @@ fn accept_own_address(tun: &str) {
     }
 }
 
-fn offloads(tun: TunCaps, udp: UdpCaps) -> Offloads {
+fn offloads(tun: TunCaps, udp: UdpCaps, is_lane: bool) -> Offloads {
     let offloads = Offloads::default();
+    offloads.sparse_lane.store(is_lane, Relaxed);
     offloads.tun_vnet.store(tun.vnet, Relaxed);
     offloads.tun_tso.store(tun.tso, Relaxed);
     offloads.tun_uso.store(tun.uso, Relaxed);
@@ -243,11 +275,17 @@ fn offloads(tun: TunCaps, udp: UdpCaps) -> Offloads {
     offloads
 }
 
-fn log_start(facts: &Facts, workers: usize, tun: TunCaps, udp: UdpCaps) {
-    let on = [(tun.tso, "tun-tso"), (tun.uso, "tun-uso"), (udp.gso, "udp-gso"), (udp.gro, "udp-gro")]
-        .into_iter()
-        .filter_map(|(on, name)| on.then_some(name))
-        .collect::<Vec<_>>();
+fn log_start(facts: &Facts, workers: usize, tun: TunCaps, udp: UdpCaps, has_lane: bool) {
+    let on = [
+        (tun.tso, "tun-tso"),
+        (tun.uso, "tun-uso"),
+        (udp.gso, "udp-gso"),
+        (udp.gro, "udp-gro"),
+        (has_lane, "sparse-lane"),
+    ]
+    .into_iter()
+    .filter_map(|(on, name)| on.then_some(name))
+    .collect::<Vec<_>>();
     info!(
         "{} on udp {}: engine {}, opener {}, {workers} worker(s), mtu {}, offloads {}",
         facts.tun_name,
@@ -280,6 +318,11 @@ impl WorkerThread {
     fn run(self, wanted: EngineKind, meeting: &Meeting, guard: WorkerGuard) {
         // Naps are of microseconds; the kernel would round them up by 50. Where it may not be set, they are longer.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+        if self.view.offloads.sparse_lane.load(Relaxed)
+            && let Err(error) = sched::set_slice(LANE_SLICE)
+        {
+            warn!("the lane is scheduled like every thread: {error}");
+        }
         let gro = self.pair.udp.caps.gro;
         let descriptors = Descriptors {
             tun: self.pair.tun.as_fd(),

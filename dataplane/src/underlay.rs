@@ -2,6 +2,7 @@
 //! options. Opening is one step apart from using, so that sockets can be handed over.
 
 use crate::holder::{self, Holder};
+use crate::lane::{self, LANE_TOS};
 use crate::limits::SOCKET_BUFFER_LEN;
 use crate::sys::msg::{self, Name};
 use crate::sys::sockopt;
@@ -10,7 +11,7 @@ use rustix::net::{
 };
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// What one socket can do; the person may have switched some off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -102,6 +103,21 @@ fn open_one(addr: SocketAddr, share: bool, wanted: UdpCaps) -> Result<UdpSocket,
         error => UnderlayError::Bind { addr, error: error.into() },
     })?;
     adopt(fd, wanted)
+}
+
+/// Makes the last of `sockets` that of the lane: its datagrams are marked, and marked datagrams from peers come to it.
+pub fn give_lane(sockets: &[UdpSocket]) -> Result<(), UnderlayError> {
+    let option = |what| move |error: io::Error| UnderlayError::Option { what, error };
+    let lane = sockets.last().expect("at least one socket");
+    let choosing = lane::choosing(sockets.len() - 1).map_err(option("the program that finds the lane's datagrams"))?;
+    sockopt::set(lane.as_fd(), sockopt::ATTACH_REUSEPORT_EBPF, choosing.as_fd().as_raw_fd())
+        .map_err(option("SO_ATTACH_REUSEPORT_EBPF"))?;
+    // An IPv6 socket that serves IPv4 peers, too, has both.
+    sockopt::set(lane.as_fd(), sockopt::IP_TOS, LANE_TOS.into()).map_err(option("IP_TOS"))?;
+    if lane.local.is_ipv6() {
+        sockopt::set(lane.as_fd(), sockopt::IPV6_TCLASS, LANE_TOS.into()).map_err(option("IPV6_TCLASS"))?;
+    }
+    Ok(())
 }
 
 /// Prepares a bound UDP socket, opened here or handed over by another process.

@@ -136,7 +136,8 @@ impl Weft {
     /// An offload that is off because the subject says so.
     fn is_off(&self, offload: &str) -> bool {
         let is_simple = self.spec.opener.as_deref() == Some("simple");
-        (is_simple && offload.starts_with("tun_")) || self.spec.off.iter().any(|off| off.replace('-', "_") == offload)
+        (is_simple && (offload.starts_with("tun_") || offload == "sparse_lane"))
+            || self.spec.off.iter().any(|off| off.replace('-', "_") == offload)
     }
 
     /// What makes figures those of something else than the subject.

@@ -129,17 +129,21 @@ pub struct OffloadReport {
     pub udp_gso: bool,
     /// One receive, many datagrams.
     pub udp_gro: bool,
+    /// A worker of its own for sparse flows, beside the others; of one worker: whether it is that one.
+    #[serde(default)]
+    pub sparse_lane: bool,
 }
 
 impl OffloadReport {
     /// (name, in use) of each.
-    pub fn each(&self) -> [(&'static str, bool); 5] {
+    pub fn each(&self) -> [(&'static str, bool); 6] {
         [
             ("tun_vnet", self.tun_vnet),
             ("tun_tso", self.tun_tso),
             ("tun_uso", self.tun_uso),
             ("udp_gso", self.udp_gso),
             ("udp_gro", self.udp_gro),
+            ("sparse_lane", self.sparse_lane),
         ]
     }
 }
@@ -221,9 +225,9 @@ pub struct StatusReport {
     pub peer_check: String,
     /// Spin time before sleeping, microseconds.
     pub spin_us: u32,
-    /// Workers started.
+    /// Workers started, the lane of sparse flows not counted.
     pub workers: u16,
-    /// Workers that still run.
+    /// Those of them that still run.
     pub workers_running: u16,
     /// Draining: no new packets are read.
     pub draining: bool,
@@ -235,7 +239,7 @@ pub struct StatusReport {
     pub routes: u32,
     /// Peers in the table.
     pub peers: u32,
-    /// An offload counts as in use if every worker uses it.
+    /// An offload counts as in use if every worker uses it, the lane if there is one.
     pub offloads: OffloadReport,
     /// Offloads that the kernel refused at run time: they were on when weftd began to serve, and are off on some worker.
     pub offloads_lost: Vec<String>,

@@ -84,7 +84,7 @@ fn render(stats: &StatsReport, all: bool) -> String {
         let dropped: u64 = worker.encap_drops.values().chain(worker.decap_drops.values()).sum();
         let offloads: Vec<_> = worker.offloads.each().into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
         workers.add_row([
-            worker.index.to_string(),
+            if worker.offloads.sparse_lane { "lane".into() } else { worker.index.to_string() },
             if worker.running { "running" } else { "ended" }.into(),
             counter("encap_packets"),
             counter("decap_packets"),

@@ -95,6 +95,8 @@ pub struct Dataplane {
     pub tun_tso: bool,
     /// UDP super-packets to and from the TUN (Linux 6.2).
     pub tun_uso: bool,
+    /// A worker of their own for sparse flows.
+    pub sparse_lane: bool,
 }
 
 impl Default for Dataplane {
@@ -109,6 +111,7 @@ impl Default for Dataplane {
             udp_gro: true,
             tun_tso: true,
             tun_uso: true,
+            sparse_lane: true,
         }
     }
 }

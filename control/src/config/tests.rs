@@ -74,6 +74,7 @@ udp_gso = false
 udp_gro = false
 tun_tso = false
 tun_uso = false
+sparse_lane = false
 [[peer]]
 name = "b"
 subnets = "10.1.0.0/16"
@@ -91,6 +92,7 @@ aliases = ["2001:db8::7"]
         udp_gro: false,
         tun_tso: false,
         tun_uso: false,
+        sparse_lane: false,
     };
     assert_eq!(tunnel.dataplane, dataplane);
     assert_eq!((tunnel.tun.as_str(), tunnel.mtu), ("flannel%d", Some(1400)));

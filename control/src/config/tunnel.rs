@@ -45,8 +45,18 @@ pub struct DraftPeer {
 
 const TUNNEL_KEYS: &[&str] = &["name", "address", "network", "listen", "tun", "mtu", "dataplane", "peer"];
 const PEER_KEYS: &[&str] = &["name", "subnets", "endpoint", "aliases"];
-const DATAPLANE_KEYS: &[&str] =
-    &["engine", "opener", "workers", "spin_us", "peer_check", "udp_gso", "udp_gro", "tun_tso", "tun_uso"];
+const DATAPLANE_KEYS: &[&str] = &[
+    "engine",
+    "opener",
+    "workers",
+    "spin_us",
+    "peer_check",
+    "udp_gso",
+    "udp_gro",
+    "tun_tso",
+    "tun_uso",
+    "sparse_lane",
+];
 
 /// Most queue pairs weftd runs.
 const WORKERS_MAX: u32 = 64;
@@ -147,6 +157,7 @@ fn dataplane(table: &Section<'_>, report: &mut Report) -> (Dataplane, Option<Spa
         udp_gro: table.flag("udp_gro", report).unwrap_or(default.udp_gro),
         tun_tso: table.flag("tun_tso", report).unwrap_or(default.tun_tso),
         tun_uso: table.flag("tun_uso", report).unwrap_or(default.tun_uso),
+        sparse_lane: table.flag("sparse_lane", report).unwrap_or(default.sparse_lane),
     };
     (dataplane, workers)
 }

@@ -256,8 +256,9 @@ impl<'a> Core<'a> {
             engine_fallback: facts.engine_fallback,
             peer_check: format!("{:?}", facts.peer_check).to_lowercase(),
             spin_us: facts.spin_us,
-            workers: self.running.len() as u16,
-            workers_running: self.running.iter().filter(|running| **running).count() as u16,
+            workers: now.iter().filter(|offloads| !offloads.sparse_lane).count() as u16,
+            workers_running: now.iter().zip(&self.running).filter(|(o, running)| !o.sparse_lane && **running).count()
+                as u16,
             draining: self.drain.is_some(),
             generation,
             digest,
@@ -269,6 +270,7 @@ impl<'a> Core<'a> {
                 tun_uso: every(|offloads| offloads.tun_uso),
                 udp_gso: every(|offloads| offloads.udp_gso),
                 udp_gro: every(|offloads| offloads.udp_gro),
+                sparse_lane: now.iter().any(|offloads| offloads.sparse_lane),
             },
             offloads_lost: lost,
             encap_drops: drops(Direction::Encap),
@@ -378,6 +380,7 @@ fn read_offloads(offloads: &Offloads) -> OffloadReport {
         tun_uso: offloads.tun_uso.load(Relaxed),
         udp_gso: offloads.udp_gso.load(Relaxed),
         udp_gro: offloads.udp_gro.load(Relaxed),
+        sparse_lane: offloads.sparse_lane.load(Relaxed),
     }
 }
 

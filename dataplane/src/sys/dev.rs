@@ -50,6 +50,16 @@ pub fn tun_set_persist(tun: BorrowedFd<'_>, persist: bool) -> io::Result<()> {
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST, libc::c_ulong::from(persist)) }.into()).map(drop)
 }
 
+/// TUNSETSTEERINGEBPF (Linux 4.16): the program's result, modulo their number, is the queue that gets a packet. `None`: the kernel
+/// spreads flows over the queues. Device-wide.
+pub fn tun_set_steering(tun: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    /// `_IOR('T', 224, int)`, which libc does not have.
+    const TUNSETSTEERINGEBPF: libc::Ioctl = 0x8004_54e0;
+    let fd: libc::c_int = program.map_or(-1, |program| program.as_raw_fd());
+    // SAFETY: TUNSETSTEERINGEBPF reads one `int`, which `fd` is.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETSTEERINGEBPF, &raw const fd) }.into()).map(drop)
+}
+
 /// A socket that interface ioctls can be made on.
 fn ioctl_socket() -> io::Result<OwnedFd> {
     // SAFETY: socket(2) takes plain integers.

@@ -2,9 +2,11 @@
 //! `pool`. Everything here returns `io::Result` and knows nothing of IP, routes or peers.
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod dev;
 pub mod msg;
 pub mod region;
+pub mod sched;
 pub mod sockopt;
 
 use std::io;

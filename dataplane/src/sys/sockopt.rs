@@ -23,10 +23,16 @@ pub const SNDBUF: Option = (libc::SOL_SOCKET, libc::SO_SNDBUF);
 pub const IP_MTU_DISCOVER: Option = (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER);
 /// IPV6_MTU_DISCOVER, as above.
 pub const IPV6_MTU_DISCOVER: Option = (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER);
+/// Type of service of IPv4 datagrams: DSCP in the upper six bits.
+pub const IP_TOS: Option = (libc::IPPROTO_IP, libc::IP_TOS);
+/// Traffic class of IPv6 datagrams, as above.
+pub const IPV6_TCLASS: Option = (libc::IPPROTO_IPV6, libc::IPV6_TCLASS);
 /// Path MTU of a connected IPv4 socket (read only).
 pub const IP_MTU: Option = (libc::IPPROTO_IP, libc::IP_MTU);
 /// Path MTU of a connected IPv6 socket (read only).
 pub const IPV6_MTU: Option = (libc::IPPROTO_IPV6, libc::IPV6_MTU);
+/// The program that chooses among the sockets of a SO_REUSEPORT group (Linux 4.5): its result is a position in the order of bind(2).
+pub const ATTACH_REUSEPORT_EBPF: Option = (libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_EBPF);
 
 /// Sets an integer option.
 pub fn set(socket: BorrowedFd<'_>, (level, name): Option, value: i32) -> io::Result<()> {

@@ -7,6 +7,7 @@ mod simple;
 pub use native::{negotiate, open as open_native};
 pub use simple::open as open_simple;
 
+use crate::sys::bpf::Program;
 use crate::sys::dev;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -58,13 +59,19 @@ pub struct TunDevice {
     pub name: String,
     /// Interface index.
     pub index: u32,
-    /// One descriptor per worker.
+    /// One descriptor per worker, the lane included.
     pub queues: Vec<OwnedFd>,
     /// What the kernel granted.
     pub caps: TunCaps,
 }
 
 impl TunDevice {
+    /// Lets a program choose the queue of each packet; `None`: the kernel spreads flows over the queues.
+    pub fn steer_by(&self, program: Option<&Program>) -> io::Result<()> {
+        let queue = self.queues.first().expect("at least one queue");
+        dev::tun_set_steering(queue.as_fd(), program.map(AsFd::as_fd))
+    }
+
     /// Whether the device, with its addresses and routes, outlives its last queue.
     pub fn set_persist(&self, persist: bool) -> Result<(), TunError> {
         let queue = self.queues.first().expect("at least one queue");

@@ -84,7 +84,14 @@ fn runs_as_meant(host: &Host, variant: Variant) -> Result<()> {
     ensure!(running == (variant.engine, variant.opener, variant.workers as u16), "running: {running:?}");
     ensure!(u32::from(status.mtu) == host.tun_mtu, "MTU {} of the TUN", status.mtu);
     let native = variant.opener == "native";
-    let offloads = OffloadReport { tun_vnet: native, tun_tso: native, tun_uso: native, udp_gso: true, udp_gro: true };
+    let offloads = OffloadReport {
+        tun_vnet: native,
+        tun_tso: native,
+        tun_uso: native,
+        udp_gso: true,
+        udp_gro: true,
+        sparse_lane: native,
+    };
     ensure!(status.offloads == offloads && status.offloads_lost.is_empty(), "offloads: {:?}", status.offloads);
     ensure!(status.degraded().is_empty(), "degraded: {:?}", status.degraded());
     Ok(())

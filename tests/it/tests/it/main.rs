@@ -18,6 +18,7 @@ mod half;
 mod hook;
 mod icmp;
 mod idle;
+mod lane;
 mod lpm;
 mod mtu;
 mod offload;

@@ -1,0 +1,241 @@
+//! The lane: a worker with a TUN queue and a UDP socket of its own for sparse flows, so that a request does not wait behind the bulk
+//! traffic of other flows, neither in the TUN queue nor in the peer's socket.
+//!
+//! ```text
+//!           .-- queue 0.. --- workers ---- sockets 0.. ------- DSCP 0 --------.
+//!   TUN ----|                                                                 |---- UDP port
+//!     steering program -- last queue --- lane --- last socket -- DSCP AF21 -- choosing program
+//! ```
+//!
+//! Both programs run in the kernel (eBPF). The steering program takes for sparse:
+//!  - TCP packets of up to [`SPARSE_LEN_MAX`] bytes that carry payload, or open or close a connection, of a flow that had
+//!    no longer packet for [`BULK_FLOW_MEMORY`];
+//!  - ICMP packets up to that length.
+//!
+//! Acknowledgements without payload stay with the workers: those of bulk flows come by ten thousands a second, and share sends
+//! there. A flow goes one way until it was quiet for so long that nothing of it can be under way, so its packets keep their order, but
+//! for the turn of a flow that becomes bulk: there a packet in the lane may be overtaken by what follows.
+//!
+//! The outer DSCP tells the receiving weftd; a peer that is stock flannel, or has no lane, does not look at it.
+
+use crate::sys::bpf::{Code, FP, Helper, If, Map, Op, Program, Reg, Size};
+use std::io;
+use std::time::Duration;
+
+/// Longest packet of a sparse flow, bytes: requests, short responses, handshakes.
+pub const SPARSE_LEN_MAX: usize = 512;
+/// How long after a longer packet a flow counts as bulk.
+pub const BULK_FLOW_MEMORY: Duration = Duration::from_millis(100);
+/// Type of service of the lane's datagrams: DSCP AF21, low-latency data (RFC 4594 section 4.7).
+pub const LANE_TOS: u8 = 18 << 2;
+/// The lane's turns at a core: the shortest that the kernel grants, since it never has much to do at a time.
+pub const LANE_SLICE: Duration = Duration::from_micros(100);
+
+/// Flows that are remembered as bulk, those of the last packets: 24 bytes each, and a header of the kernel's.
+const FLOWS_MAX: u32 = 8192;
+
+// Registers that survive calls.
+const SKB: Reg = 6;
+const LEN: Reg = 7;
+const TRANSPORT: Reg = 8;
+const LAST: Reg = 9;
+// The stack, below the frame pointer.
+const HEADER: i16 = -64;
+const TIME: i16 = -24;
+const FLOW: i16 = -16;
+const ADDRESSES: i16 = FLOW;
+const PORTS: i16 = FLOW + 8;
+const FLOW_LEN: u32 = 16;
+
+// IP protocols (IANA).
+const ICMP: i32 = 1;
+const TCP: i32 = 6;
+const UDP: i32 = 17;
+const ICMPV6: i32 = 58;
+
+/// An odd number without pattern (2^31 times the golden ratio's fraction): multiplied by it, every bit reaches the upper half.
+const MIX: i32 = 0x4f1b_bcdd;
+
+/// Puts `len` bytes of the packet, from offset 0 or from that in a register, where [`HEADER`] is; packets that are shorter are
+/// not looked at further.
+fn load_header(code: &mut Code, offset: Option<Reg>, len: i32) {
+    code.op_by(Op::Set, 1, SKB);
+    match offset {
+        Some(offset) => code.op_by(Op::Set, 2, offset),
+        None => code.op(Op::Set, 2, 0),
+    }
+    address(code, 3, HEADER);
+    code.op(Op::Set, 4, len);
+    code.call(Helper::LoadBytes);
+    code.jump_if(If::NotEqual, 0, 0, "worker");
+}
+
+/// `target = FP + offset`.
+fn address(code: &mut Code, target: Reg, offset: i16) {
+    code.op_by(Op::Set, target, FP);
+    code.op(Op::Add, target, offset.into());
+}
+
+/// The program that chooses a TUN queue (TUNSETSTEERINGEBPF): for packets of sparse flows the one behind those of `workers`
+/// workers, and one of theirs, by flow, for the rest.
+pub fn steering(workers: usize) -> io::Result<Program> {
+    let bulk_flows = Map::new(FLOW_LEN, 8, FLOWS_MAX)?;
+    let mut code = Code::default();
+    code.op_by(Op::Set, SKB, 1);
+    // `struct __sk_buff` begins with the length of the packet. No link-layer header: the packet begins with that of IP.
+    code.load(Size::Word, LEN, SKB, 0);
+    code.op(Op::Set, 0, 0);
+    code.store(FP, ADDRESSES, 0);
+    code.store(FP, PORTS, 0);
+    load_header(&mut code, None, 20);
+    code.load(Size::Byte, 1, FP, HEADER);
+    code.op_by(Op::Set, TRANSPORT, 1);
+    code.op(Op::Shr, 1, 4);
+    code.jump_if(If::Equal, 1, 4, "ipv4");
+    code.jump_if(If::NotEqual, 1, 6, "worker");
+
+    load_header(&mut code, None, 40);
+    code.op(Op::Set, TRANSPORT, 40);
+    // Both addresses, mixed down to eight bytes.
+    code.load(Size::Double, 1, FP, HEADER + 8);
+    for offset in [16, 24, 32] {
+        code.op(Op::Mul, 1, MIX);
+        code.load(Size::Double, 2, FP, HEADER + offset);
+        code.op_by(Op::Xor, 1, 2);
+    }
+    code.store(FP, ADDRESSES, 1);
+    // An extension header is neither of these.
+    code.load(Size::Byte, 1, FP, HEADER + 6);
+    code.jump_if(If::Equal, 1, ICMPV6, "if small");
+    code.jump("protocol");
+
+    code.label("ipv4");
+    code.op(Op::And, TRANSPORT, 0x0f);
+    code.op(Op::Shl, TRANSPORT, 2);
+    code.load(Size::Word, 1, FP, HEADER + 12);
+    code.op(Op::Shl, 1, 32);
+    code.load(Size::Word, 2, FP, HEADER + 16);
+    code.op_by(Op::Or, 1, 2);
+    code.store(FP, ADDRESSES, 1);
+    // Fragments, the first among them, go by addresses: more fragments, or an offset.
+    code.load(Size::Half, 1, FP, HEADER + 6);
+    code.op(Op::And, 1, u16::from_ne_bytes([0x3f, 0xff]).into());
+    code.jump_if(If::NotEqual, 1, 0, "worker");
+    code.load(Size::Byte, 1, FP, HEADER + 9);
+    code.jump_if(If::Equal, 1, ICMP, "if small");
+
+    code.label("protocol");
+    code.jump_if(If::Equal, 1, TCP, "tcp");
+    // Ports only help to choose among workers.
+    if workers > 1 {
+        code.jump_if(If::NotEqual, 1, UDP, "worker");
+        load_header(&mut code, Some(TRANSPORT), 8);
+        code.load(Size::Word, 1, FP, HEADER);
+        code.store(FP, PORTS, 1);
+    }
+    code.jump("worker");
+
+    code.label("tcp");
+    load_header(&mut code, Some(TRANSPORT), 20);
+    code.load(Size::Word, 1, FP, HEADER);
+    code.store(FP, PORTS, 1);
+    code.jump_if(If::Above, LEN, SPARSE_LEN_MAX as i32, "bulk");
+    code.load(Size::Byte, 1, FP, HEADER + 13);
+    // FIN, SYN, RST.
+    code.op(Op::And, 1, 0x07);
+    code.jump_if(If::NotEqual, 1, 0, "if quiet");
+    // The data offset in words is the upper half of its byte; where the header ends, payload begins.
+    code.load(Size::Byte, 1, FP, HEADER + 12);
+    code.op(Op::Shr, 1, 4);
+    code.op(Op::Shl, 1, 2);
+    code.op_by(Op::Add, 1, TRANSPORT);
+    code.jump_if_by(If::AtLeast, 1, LEN, "worker");
+    code.label("if quiet");
+    code.map(1, &bulk_flows);
+    address(&mut code, 2, FLOW);
+    code.call(Helper::MapLookup);
+    code.jump_if(If::Equal, 0, 0, "lane");
+    code.load(Size::Double, LAST, 0, 0);
+    code.call(Helper::Now);
+    code.op_by(Op::Sub, 0, LAST);
+    code.jump_if(If::Below, 0, BULK_FLOW_MEMORY.as_nanos() as i32, "worker");
+    code.jump("lane");
+
+    code.label("bulk");
+    code.call(Helper::Now);
+    code.store(FP, TIME, 0);
+    code.map(1, &bulk_flows);
+    address(&mut code, 2, FLOW);
+    address(&mut code, 3, TIME);
+    code.op(Op::Set, 4, 0);
+    code.call(Helper::MapUpdate);
+    code.label("worker");
+    code.load(Size::Double, 0, FP, ADDRESSES);
+    code.load(Size::Double, 1, FP, PORTS);
+    choose(&mut code, workers);
+    code.label("if small");
+    code.jump_if(If::Above, LEN, SPARSE_LEN_MAX as i32, "worker again");
+    code.label("lane");
+    code.op(Op::Set, 0, workers as i32);
+    code.exit();
+    code.label("worker again");
+    code.load(Size::Double, 0, FP, ADDRESSES);
+    code.op(Op::Set, 1, 0);
+    choose(&mut code, workers);
+    Program::load(code)
+}
+
+/// Ends the program with one of `workers` by what is in registers 0 and 1.
+fn choose(code: &mut Code, workers: usize) {
+    if workers > 1 {
+        code.op(Op::Mul, 1, MIX);
+        code.op_by(Op::Xor, 0, 1);
+        code.op(Op::Mul, 0, MIX);
+        code.op(Op::Shr, 0, 32);
+        code.op(Op::Mod, 0, workers as i32);
+    } else {
+        code.op(Op::Set, 0, 0);
+    }
+    code.exit();
+}
+
+/// The program that chooses among sockets of one port (SO_ATTACH_REUSEPORT_EBPF): for the lane's datagrams the one behind those
+/// of `workers` workers, and one of theirs, by outer source address, for the rest.
+pub fn choosing(workers: usize) -> io::Result<Program> {
+    let mut code = Code::default();
+    code.op_by(Op::Set, SKB, 1);
+    code.op(Op::Set, 2, 0);
+    address(&mut code, 3, HEADER);
+    // As much of an IPv6 header as reaches the end of its source; an IPv4 header with the 8 bytes of UDP is as long.
+    code.op(Op::Set, 4, 24);
+    code.op(Op::Set, 5, 1);
+    code.call(Helper::LoadBytesRelative);
+    code.jump_if(If::NotEqual, 0, 0, "first");
+    code.load(Size::Byte, 1, FP, HEADER);
+    code.op(Op::Shr, 1, 4);
+    code.jump_if(If::Equal, 1, 4, "ipv4");
+    // The traffic class lies across two bytes: 4 bits of version, 8 of class, 20 of flow label.
+    code.load(Size::Byte, 1, FP, HEADER);
+    code.op(Op::Shl, 1, 4);
+    code.load(Size::Byte, 2, FP, HEADER + 1);
+    code.op(Op::Shr, 2, 4);
+    code.op_by(Op::Or, 1, 2);
+    code.load(Size::Word, 0, FP, HEADER + 20);
+    code.jump("class");
+    code.label("ipv4");
+    code.load(Size::Byte, 1, FP, HEADER + 1);
+    code.load(Size::Word, 0, FP, HEADER + 12);
+    code.label("class");
+    // Without the two bits of ECN.
+    code.op(Op::And, 1, 0xfc);
+    code.jump_if(If::Equal, 1, LANE_TOS.into(), "lane");
+    code.op(Op::Set, 1, 0);
+    choose(&mut code, workers);
+    code.label("lane");
+    code.op(Op::Set, 0, workers as i32);
+    code.exit();
+    code.label("first");
+    code.op(Op::Set, 0, 0);
+    code.exit();
+    Program::load(code)
+}
