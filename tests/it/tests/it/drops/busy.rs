@@ -1,6 +1,6 @@
 //! A socket whose send buffer is full, without traffic control: by a neighbour that never answers ARP.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use weft_lab::eventually;
 
 use crate::craft::Packet;
@@ -44,12 +44,14 @@ pub fn fill_send_buffer(half: &Half) -> Result<u64> {
     Ok(FRAGMENT_COUNT)
 }
 
-/// Bytes that the socket of weftd has sent and the kernel still holds.
+/// Bytes that the sockets of weftd have sent and the kernel still holds: all of them the worker's, the lane has nothing to send.
 fn send_queue_len(half: &Half) -> Result<u64> {
     let table = half.host.node.run(|| std::fs::read_to_string("/proc/thread-self/net/udp"))?;
     let port = format!(":{PORT:04X}");
-    let mut sockets = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let socket = sockets.find(|fields| fields.get(1).is_some_and(|local| local.ends_with(&port)));
-    let queues = socket.context("weftd has no UDP socket")?[4];
-    Ok(u64::from_str_radix(queues.split(':').next().unwrap_or_default(), 16)?)
+    let sockets = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let own = sockets.filter(|fields| fields.get(1).is_some_and(|local| local.ends_with(&port)));
+    let sent = own.map(|fields| u64::from_str_radix(fields[4].split(':').next().unwrap_or_default(), 16));
+    let sent: Vec<u64> = sent.collect::<Result<_, _>>()?;
+    ensure!(!sent.is_empty(), "weftd has no UDP socket");
+    Ok(sent.iter().sum())
 }
