@@ -30,7 +30,7 @@ pub struct Config {
     #[arg(long)]
     pub persist: bool,
     /// Underlay address and UDP port; `[::]:PORT` serves IPv4 peers, too
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8285")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:8285", value_parser = bind)]
     pub bind: SocketAddr,
     /// Control socket
     #[arg(long, value_name = "PATH", default_value = "/run/weft/weftd.sock")]
@@ -83,6 +83,11 @@ impl Config {
     }
 }
 
+fn bind(text: &str) -> Result<SocketAddr, String> {
+    let help = "expected an IP address and a port, such as 0.0.0.0:8285, or [::]:8285 for IPv6 and IPv4";
+    text.parse().map_err(|_| help.to_owned())
+}
+
 fn tun_name(name: &str) -> Result<String, String> {
     let longest = name.replace("%d", "0");
     if name.is_empty() || longest.len() > crate::sys::dev::NAME_LEN_MAX {
@@ -113,6 +118,7 @@ mod tests {
             ["weftd", "--tun", "a/b"],
             ["weftd", "--tun", "sixteen-letters-"],
             ["weftd", "--bind", "10.0.0.1"],
+            ["weftd", "--bind", "a.example:8285"],
             ["weftd", "--workers", "0"],
             ["weftd", "--mtu", "67"],
             ["weftd", "--engine", "dpdk"],
