@@ -63,6 +63,8 @@ pub struct UdpOptions {
     pub engine: String,
     /// weftd's `--workers`.
     pub workers: Option<u32>,
+    /// Without it weftd gets `--no-sparse-lane`.
+    pub sparse_lane: bool,
 }
 
 /// Of which families the underlay's interface has to have an address, in the order of preference, for an overlay of
@@ -131,7 +133,7 @@ impl Udp {
     }
 
     fn wanted_weftd(&self) -> Result<Start, BackendError> {
-        let UdpOptions { peer_check, engine, workers, .. } = &self.options;
+        let UdpOptions { peer_check, engine, workers, sparse_lane, .. } = &self.options;
         let socket = self.paths().socket().display().to_string();
         let mut arguments: Vec<String> = Vec::new();
         let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
@@ -143,6 +145,9 @@ impl Udp {
         option("--peer-check", peer_check.clone());
         if let Some(workers) = workers {
             option("--workers", workers.to_string());
+        }
+        if !sparse_lane {
+            arguments.push("--no-sparse-lane".to_owned());
         }
         Ok(Start { arguments, mtu: self.mtu() })
     }

@@ -177,6 +177,7 @@ const MAP_CREATE: u32 = 0;
 const PROGRAM_LOAD: u32 = 5;
 const PROGRAM_TEST_RUN: u32 = 10;
 // Kinds of maps and programs.
+const ARRAY: u32 = 2;
 const LRU_HASH: u32 = 9;
 const SOCKET_FILTER: u32 = 1;
 
@@ -192,14 +193,23 @@ fn descriptor(fd: usize) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd as i32) }
 }
 
-/// A hash map that forgets what was not used for longest when it is full (BPF_MAP_TYPE_LRU_HASH, Linux 4.10).
+/// What a program remembers. EPERM without CAP_BPF where `kernel.unprivileged_bpf_disabled` is set.
 #[derive(Debug)]
 pub struct Map(OwnedFd);
 
 impl Map {
-    /// Of so many entries, key and value in bytes. EPERM without CAP_BPF where `kernel.unprivileged_bpf_disabled` is set.
-    pub fn new(key_len: u32, value_len: u32, entries: u32) -> io::Result<Map> {
-        let mut attributes = [LRU_HASH, key_len, value_len, entries];
+    /// A hash map that forgets what was not used for longest when it is full (BPF_MAP_TYPE_LRU_HASH, Linux 4.10); key and value in
+    /// bytes.
+    pub fn lru_hash(key_len: u32, value_len: u32, entries: u32) -> io::Result<Map> {
+        Self::create([LRU_HASH, key_len, value_len, entries])
+    }
+
+    /// One value, zero at first, under the key 0 of four bytes (BPF_MAP_TYPE_ARRAY).
+    pub fn single(value_len: u32) -> io::Result<Map> {
+        Self::create([ARRAY, 4, value_len, 1])
+    }
+
+    fn create(mut attributes: [u32; 4]) -> io::Result<Map> {
         bpf(MAP_CREATE, &mut attributes).map(descriptor).map(Map)
     }
 }

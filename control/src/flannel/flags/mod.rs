@@ -114,6 +114,8 @@ pub struct Flags {
     pub engine: String,
     /// `--workers`.
     pub workers: Option<u32>,
+    /// `--sparse-lane`.
+    pub sparse_lane: bool,
 }
 
 /// What a command line turned out to be.
@@ -197,6 +199,7 @@ impl Given {
                 "" => None,
                 _ => Some(self.integer("workers", 1, WORKERS_MAX, "")? as u32),
             },
+            sparse_lane: self.boolean("sparse-lane")?,
         })
     }
 

@@ -119,5 +119,6 @@ pub const FLAGS: &[Flag] = {
         flag("peer-check", Value, "strict", Weft, "what of a datagram's sender is checked (udp): strict, log or off"),
         flag("engine", Value, "auto", Weft, "how weftd reaches the kernel: auto, uring or epoll"),
         flag("workers", Value, "", Weft, "weftd's threads [half of the cores, 1 to 4]"),
+        flag("sparse-lane", Bool, "true", Weft, "a thread of weftd for sparse flows, whose datagrams carry DSCP AF21"),
     ]
 };

@@ -1,10 +1,12 @@
 //! The lane's two programs, run by the kernel over packets of every kind: which queue, which socket.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use weft_dataplane::lane::{BULK_FLOW_MEMORY, LANE_TOS, SPARSE_LEN_MAX, choosing, steering};
+use weft_dataplane::lane::{
+    BUDGET_WINDOW, BULK_FLOW_MEMORY, LANE_TOS, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX, choosing, steering,
+};
 use weft_dataplane::sys::bpf::Program;
 use weft_lab::Lab;
 
@@ -122,6 +124,27 @@ fn a_flow_is_bulk_from_its_first_long_packet_until_it_was_quiet() -> Result<()> 
         std::thread::sleep(BULK_FLOW_MEMORY + Duration::from_millis(1));
         assert_eq!([&small, &fin].map(|packet| steering.queue(packet).expect("runs")), [1, 1]);
     }
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_small_packets_is_spread_over_the_workers() -> Result<()> {
+    let Some(_lab) = Lab::start() else { return Ok(()) };
+    const COUNT: u16 = 20_000;
+    let steering = Runner(steering(4)?);
+    let started = Instant::now();
+    let mut flows = [0; 5];
+    for port in 0..COUNT {
+        flows[steering.queue(&tcp(false, (port, 80), PSH_ACK, 100))? as usize] += 1;
+    }
+    // As much as the budget allows, and the rest evenly.
+    let windows = started.elapsed().div_duration_f64(BUDGET_WINDOW) as u32 + 2;
+    let beyond = u32::from(COUNT).saturating_sub(windows * SPARSE_PACKETS_MAX);
+    assert!(
+        flows[4] >= SPARSE_PACKETS_MAX && flows[4] <= windows * SPARSE_PACKETS_MAX,
+        "{flows:?} in {windows} windows"
+    );
+    assert!(flows[..4].iter().all(|count| *count >= beyond / 8), "{flows:?} in {windows} windows");
     Ok(())
 }
 
