@@ -21,25 +21,12 @@
 //!
 //! The outer DSCP tells the receiving weftd; a peer that is stock flannel, or has no lane, does not look at it.
 
+use crate::limits::{BUDGET_WINDOW, BULK_FLOW_MEMORY, BULK_FLOWS_MAX, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX};
 use crate::sys::bpf::{Code, FP, Helper, If, Map, Op, Program, Reg, Size};
 use std::io;
-use std::time::Duration;
 
-/// Longest packet of a sparse flow, bytes: requests, short responses, handshakes.
-pub const SPARSE_LEN_MAX: usize = 512;
-/// How long after a longer packet a flow counts as bulk.
-pub const BULK_FLOW_MEMORY: Duration = Duration::from_millis(100);
-/// So many packets may enter the lane, from either side, ...
-pub const SPARSE_PACKETS_MAX: u32 = 100;
-/// ... in this time. Some 100,000 a second: a quarter of what a thread carries.
-pub const BUDGET_WINDOW: Duration = Duration::from_millis(1);
 /// Type of service of the lane's datagrams: DSCP AF21, low-latency data (RFC 4594 section 4.7).
 pub const LANE_TOS: u8 = 18 << 2;
-/// The lane's turns at a core: the shortest that the kernel grants, since it never has much to do at a time.
-pub const LANE_SLICE: Duration = Duration::from_micros(100);
-
-/// Flows that are remembered as bulk, those of the last packets: 24 bytes each, and a header of the kernel's.
-const FLOWS_MAX: u32 = 8192;
 
 // Registers that survive calls.
 const SKB: Reg = 6;
@@ -90,7 +77,7 @@ fn address(code: &mut Code, target: Reg, offset: i16) {
 /// The program that chooses a TUN queue (TUNSETSTEERINGEBPF): for packets of sparse flows the one behind those of `workers`
 /// workers, and one of theirs, by flow, for the rest.
 pub fn steering(workers: usize) -> io::Result<Program> {
-    let bulk_flows = Map::lru_hash(FLOW_LEN, 8, FLOWS_MAX)?;
+    let bulk_flows = Map::lru_hash(FLOW_LEN, 8, BULK_FLOWS_MAX)?;
     let budget = Map::single(BUDGET_LEN)?;
     let mut code = Code::default();
     code.op_by(Op::Set, SKB, 1);
@@ -240,14 +227,14 @@ fn choose(code: &mut Code, workers: usize) {
 pub fn choosing(workers: usize) -> io::Result<Program> {
     let budget = Map::single(BUDGET_LEN)?;
     let mut code = Code::default();
-    code.op_by(Op::Set, SKB, 1);
+    code.op(Op::Set, SOURCE, 0);
     code.op(Op::Set, 2, 0);
     address(&mut code, 3, HEADER);
     // As much of an IPv6 header as reaches the end of its source; an IPv4 header with the 8 bytes of UDP is as long.
     code.op(Op::Set, 4, 24);
     code.op(Op::Set, 5, 1);
     code.call(Helper::LoadBytesRelative);
-    code.jump_if(If::NotEqual, 0, 0, "first");
+    code.jump_if(If::NotEqual, 0, 0, "worker");
     code.load(Size::Byte, 1, FP, HEADER);
     code.op(Op::Shr, 1, 4);
     code.jump_if(If::Equal, 1, 4, "ipv4");
@@ -273,8 +260,5 @@ pub fn choosing(workers: usize) -> io::Result<Program> {
     code.op_by(Op::Set, 0, SOURCE);
     code.op(Op::Set, 1, 0);
     choose(&mut code, workers);
-    code.label("first");
-    code.op(Op::Set, 0, 0);
-    code.exit();
     Program::load(code)
 }

@@ -56,6 +56,19 @@ pub const NAP_PACKETS_MAX: usize = SEGMENTS_MAX / 2;
 /// How long a worker naps between turns of a flood: the TUN queue (500 packets by default) takes in millions a second.
 pub const NAP: Duration = Duration::from_micros(50);
 
+/// Longest packet of a sparse flow, bytes: requests, short responses, handshakes.
+pub const SPARSE_LEN_MAX: usize = 512;
+/// How long after a longer packet a flow counts as bulk: longer than its packets are under way, so that none is overtaken.
+pub const BULK_FLOW_MEMORY: Duration = Duration::from_millis(100);
+/// Flows that are remembered as bulk, those of the last packets: 24 bytes each, and a header of the kernel's.
+pub const BULK_FLOWS_MAX: u32 = 8192;
+/// So many packets may enter the lane, from the TUN and from peers each, ...
+pub const SPARSE_PACKETS_MAX: u32 = 100;
+/// ... in this time. Some 100,000 a second: a quarter of what a thread carries.
+pub const BUDGET_WINDOW: Duration = Duration::from_millis(1);
+/// The lane's turns at a core: the shortest that the kernel grants, since it never has much to do at a time.
+pub const LANE_SLICE: Duration = Duration::from_micros(100);
+
 /// ICMP errors per second to one source, and its burst (RFC 4443 section 2.4 f names 10 and 10).
 pub const ICMP_PER_SOURCE: u32 = 10;
 /// ICMP errors per second of one weftd, shared evenly among its workers (Linux icmp_msgs_per_sec).

@@ -214,7 +214,7 @@ impl Map {
     }
 }
 
-/// A program in the kernel, verified.
+/// A program in the kernel, verified. It keeps its maps, and what it is attached to keeps it.
 #[derive(Debug)]
 pub struct Program(OwnedFd);
 

@@ -28,7 +28,7 @@ const REFUSALS: [(i64, i32, &str); 4] = [
 ];
 
 /// Makes every program that is started on a node from here on fail at a system call.
-fn refuse(node: &Node, system_call: i64, errno: i32) -> Result<()> {
+pub fn refuse(node: &Node, system_call: i64, errno: i32) -> Result<()> {
     let filter = SeccompFilter::new(
         BTreeMap::from([(system_call, Vec::new())]),
         SeccompAction::Allow,

@@ -8,15 +8,14 @@
 
 mod programs;
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 use weft_lab::{Node, Ping, eventually, ping, tcp};
 
+use crate::fallback::refuse;
 use crate::support::{Family, Host, TIMEOUT, TUN, Traffic, Tunnel};
 
 /// Requests of each exchange.
@@ -129,17 +128,8 @@ fn a_peer_without_a_lane_and_one_with_understand_each_other() -> Result<()> {
 
 #[test]
 fn without_permission_for_its_programs_there_is_no_lane_and_a_line_says_why() -> Result<()> {
-    let refused = |node: &Node| {
-        let filter = SeccompFilter::new(
-            BTreeMap::from([(libc::SYS_bpf, Vec::new())]),
-            SeccompAction::Allow,
-            SeccompAction::Errno(libc::EPERM as u32),
-            std::env::consts::ARCH.try_into()?,
-        )?;
-        let program: BpfProgram = filter.try_into()?;
-        node.on_holder(move || apply_filter(&program))?.context("installing a seccomp filter")
-    };
-    let Some(tunnel) = Tunnel::builder().build_prepared(|pair| refused(&pair.a))? else { return Ok(()) };
+    let built = Tunnel::builder().build_prepared(|pair| refuse(&pair.a, libc::SYS_bpf, libc::EPERM))?;
+    let Some(tunnel) = built else { return Ok(()) };
     let Tunnel { a, b, .. } = &tunnel;
     assert!(!a.status()?.offloads.sparse_lane && b.status()?.offloads.sparse_lane);
     let log = a.weftd.log();

@@ -4,9 +4,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use weft_dataplane::lane::{
-    BUDGET_WINDOW, BULK_FLOW_MEMORY, LANE_TOS, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX, choosing, steering,
-};
+use weft_dataplane::lane::{LANE_TOS, choosing, steering};
+use weft_dataplane::limits::{BUDGET_WINDOW, BULK_FLOW_MEMORY, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX};
 use weft_dataplane::sys::bpf::Program;
 use weft_lab::Lab;
 
