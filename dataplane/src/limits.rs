@@ -45,6 +45,11 @@ pub const BULK_PACKETS: usize = 16;
 pub const BULK_BYTES: usize = 16 << 10;
 /// How long after bulk traffic a worker sleeps without spinning.
 pub const BULK_MEMORY: Duration = Duration::from_millis(1);
+/// An answer that comes later than so many spins is not waited for: a spin would be mostly in vain. One that is missed by less makes
+/// the next spins longer, ...
+pub const ANSWER_SPINS: u32 = 8;
+/// ... up to so many times what was asked for: 200 us, enough for two cores to be woken on the slowest machine measured.
+pub const SPIN_GROWTH_MAX: u32 = 4;
 /// Packets up to this length from TUN are small: single datagrams of a sender that does not segment.
 pub const SMALL_LEN_MAX: usize = 2048;
 /// So many small packets a second from TUN are a flood: no request waits for its response among so many.

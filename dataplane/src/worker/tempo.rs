@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  a turn brought nothing, and before it came
-//!    a request, a reply, an acknowledgement   -> spin: what answers it is likely to come before a sleep would be over
+//!    a request, a reply, an acknowledgement   -> spin: what answers it is likely to come before a sleep would be over;
+//!                                                longer where answers have come soon after a spin had ended in vain
 //!    bulk traffic                             -> sleep: a spin would take the core from those who make and use the traffic
 //!  a turn brought something
 //!    few of a flood of small packets          -> nap: what arrives meanwhile shares a send, at either end
@@ -10,7 +11,10 @@
 //! ```
 
 use crate::io::Received;
-use crate::limits::{BULK_BYTES, BULK_MEMORY, BULK_PACKETS, FLOOD_PACKETS_PER_SECOND, FLOOD_WINDOW, NAP_PACKETS_MAX};
+use crate::limits::{
+    ANSWER_SPINS, BULK_BYTES, BULK_MEMORY, BULK_PACKETS, FLOOD_PACKETS_PER_SECOND, FLOOD_WINDOW, NAP_PACKETS_MAX,
+    SPIN_GROWTH_MAX,
+};
 use std::time::Duration;
 
 /// What to do before the next turn.
@@ -29,8 +33,12 @@ pub enum Pause {
 /// What the last turns brought, as far as it decides on the next. Times are those of one monotonic clock.
 #[derive(Debug)]
 pub struct Tempo {
+    /// As long as asked for, at least ...
     spin: Duration,
+    /// ... and now, because answers took longer than that.
+    stretched: Duration,
     last_active: Duration,
+    was_from_tun: bool,
     last_bulk: Option<Duration>,
     /// Small packets read from TUN since then.
     window: (Duration, usize),
@@ -38,15 +46,28 @@ pub struct Tempo {
 }
 
 impl Tempo {
-    /// `spin`: how long to look for work before sleeping.
+    /// `spin`: how long to look for work before sleeping; up to [`SPIN_GROWTH_MAX`] times as long where answers come later.
     pub fn new(spin: Duration) -> Tempo {
-        Tempo { spin, last_active: Duration::ZERO, last_bulk: None, window: (Duration::ZERO, 0), is_flood: false }
+        Tempo {
+            spin,
+            stretched: spin,
+            last_active: Duration::ZERO,
+            was_from_tun: false,
+            last_bulk: None,
+            window: (Duration::ZERO, 0),
+            is_flood: false,
+        }
     }
 
     /// Notes what a turn that ended at `now` brought.
     #[inline]
     pub fn note(&mut self, now: Duration, received: &Received) {
         if received.packets > 0 {
+            let from_tun = received.small_from_tun > 0;
+            if from_tun != self.was_from_tun {
+                self.note_answer(now.saturating_sub(self.last_active));
+            }
+            self.was_from_tun = from_tun;
             self.last_active = now;
         }
         if received.packets >= BULK_PACKETS || received.bytes >= BULK_BYTES {
@@ -58,6 +79,22 @@ impl Tempo {
             self.is_flood = self.window.1 as f64 >= elapsed.as_secs_f64() * FLOOD_PACKETS_PER_SECOND;
             self.window = (now, 0);
         }
+    }
+
+    /// Notes that a packet came from the one side `after` the last one had come from the other.
+    ///
+    /// Who sleeps is late for the answer, and so the next one waits for longer: where waking a core takes longer than the spin, as
+    /// on some virtual machines, both ends would sleep through every answer for ever. (Packets that follow each other in
+    /// one direction answer nothing; nobody waits for them.)
+    #[inline]
+    fn note_answer(&mut self, after: Duration) {
+        self.stretched = if after <= self.spin {
+            self.spin.max(self.stretched - self.stretched / 8)
+        } else if after <= self.spin * ANSWER_SPINS {
+            (if after > self.stretched { 2 } else { 1 } * self.stretched).min(self.spin * SPIN_GROWTH_MAX)
+        } else {
+            self.spin
+        };
     }
 
     /// Whether there was bulk traffic a moment ago.
@@ -75,7 +112,11 @@ impl Tempo {
         if has_work || received.packets > 0 {
             return Pause::None;
         }
-        if !self.in_bulk(now) && now.saturating_sub(self.last_active) < self.spin { Pause::Yield } else { Pause::Sleep }
+        if !self.in_bulk(now) && now.saturating_sub(self.last_active) < self.stretched {
+            Pause::Yield
+        } else {
+            Pause::Sleep
+        }
     }
 }
 
@@ -98,6 +139,41 @@ mod tests {
         assert_eq!(tempo.pause(us(10_000), &REQUEST, false), Pause::None);
         assert_eq!(tempo.pause(us(10_049), &NOTHING, false), Pause::Yield);
         assert_eq!(tempo.pause(us(10_050), &NOTHING, false), Pause::Sleep);
+    }
+
+    #[test]
+    fn it_spins_for_longer_where_answers_come_late_and_no_longer_when_they_come_soon() {
+        const ANSWER: Received = Received { packets: 1, bytes: 100, small_from_tun: 0 };
+        let mut tempo = Tempo::new(us(50));
+        let mut now = us(10_000);
+        let mut exchange = |tempo: &mut Tempo, after: Duration| {
+            for received in [REQUEST, ANSWER] {
+                now += after;
+                tempo.note(now, &received);
+            }
+            // How long it spins now.
+            (0..=1000)
+                .map(us)
+                .find(|&idle| tempo.pause(now + idle, &NOTHING, false) == Pause::Sleep)
+                .expect("it sleeps")
+        };
+        assert_eq!(exchange(&mut tempo, us(20)), us(50));
+        assert_eq!(exchange(&mut tempo, us(150)), us(200), "twice too late, twice as long each time");
+        assert_eq!(exchange(&mut tempo, us(390)), us(200), "and no longer");
+        assert_eq!(exchange(&mut tempo, us(100)), us(200), "in time, thanks to the longer spin");
+        for _ in 0..20 {
+            exchange(&mut tempo, us(30));
+        }
+        assert_eq!(exchange(&mut tempo, us(30)), us(50), "soon for long");
+        exchange(&mut tempo, us(150));
+        assert_eq!(exchange(&mut tempo, us(5000)), us(50), "no spin would reach that");
+    }
+
+    #[test]
+    fn packets_in_one_direction_are_no_answers() {
+        let mut tempo = Tempo::new(us(50));
+        (0..50).for_each(|count| tempo.note(us(10_000 + 100 * count), &REQUEST));
+        assert_eq!(tempo.pause(us(14_950), &NOTHING, false), Pause::Sleep);
     }
 
     #[test]
