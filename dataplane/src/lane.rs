@@ -10,18 +10,24 @@
 //! Both programs run in the kernel (eBPF). The steering program takes for sparse:
 //!  - TCP packets of up to [`SPARSE_LEN_MAX`] bytes that carry payload, or open or close a connection, of a flow that had
 //!    no longer packet for [`BULK_FLOW_MEMORY`];
+//!  - UDP packets up to that length, unless their flow is bulk: from its first longer packet until it was quiet for
+//!    [`BULK_FLOW_QUIET`];
 //!  - ICMP packets up to that length.
 //!
-//! Of either kind no more than [`SPARSE_PACKETS_MAX`] in [`BUDGET_WINDOW`]: what comes beyond is a flood of small packets, for which
+//! Of all kinds no more than [`SPARSE_PACKETS_MAX`] in [`BUDGET_WINDOW`]: what comes beyond is a flood of small packets, for which
 //! one thread may not be enough, and its flows count as bulk.
 //!
 //! Acknowledgements without payload stay with the workers: those of bulk flows come by ten thousands a second, and share sends
 //! there. A flow goes one way until it was quiet for so long that nothing of it can be under way, so its packets keep their order, but
 //! for the turn of a flow that becomes bulk: there a packet in the lane may be overtaken by what follows.
 //!
+//! A flood pays for the look at its flow with each packet, so that look is short: a slot of an array, and no lock.
+//!
 //! The outer DSCP tells the receiving weftd; a peer that is stock flannel, or has no lane, does not look at it.
 
-use crate::limits::{BUDGET_WINDOW, BULK_FLOW_MEMORY, BULK_FLOWS_MAX, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX};
+use crate::limits::{
+    BUDGET_WINDOW, BULK_FLOW_MEMORY, BULK_FLOW_QUIET, BULK_FLOW_SLOTS, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX,
+};
 use crate::sys::bpf::{Code, FP, Helper, If, Map, Op, Program, Reg, Size};
 use std::io;
 
@@ -31,17 +37,18 @@ pub const LANE_TOS: u8 = 18 << 2;
 // Registers that survive calls.
 const SKB: Reg = 6;
 const LEN: Reg = 7;
+/// Where the transport header begins; from there on, the time.
 const TRANSPORT: Reg = 8;
-const LAST: Reg = 9;
+const NOW: Reg = 8;
+/// What a map has.
+const SLOT: Reg = 9;
 /// In the program that chooses a socket.
 const SOURCE: Reg = 7;
 // The stack, below the frame pointer.
 const HEADER: i16 = -64;
-const TIME: i16 = -24;
-const FLOW: i16 = -16;
-const ADDRESSES: i16 = FLOW;
-const PORTS: i16 = FLOW + 8;
-const FLOW_LEN: u32 = 16;
+const KEY: i16 = -24;
+const ADDRESSES: i16 = -16;
+const PORTS: i16 = -8;
 /// The budget's value: when its window began, in nanoseconds, and the packets since.
 const BUDGET_LEN: u32 = 16;
 
@@ -77,8 +84,8 @@ fn address(code: &mut Code, target: Reg, offset: i16) {
 /// The program that chooses a TUN queue (TUNSETSTEERINGEBPF): for packets of sparse flows the one behind those of `workers`
 /// workers, and one of theirs, by flow, for the rest.
 pub fn steering(workers: usize) -> io::Result<Program> {
-    let bulk_flows = Map::lru_hash(FLOW_LEN, 8, BULK_FLOWS_MAX)?;
-    let budget = Map::single(BUDGET_LEN)?;
+    let bulk_flows = Map::array(8, BULK_FLOW_SLOTS)?;
+    let budget = Map::array(BUDGET_LEN, 1)?;
     let mut code = Code::default();
     code.op_by(Op::Set, SKB, 1);
     // `struct __sk_buff` begins with the length of the packet. No link-layer header: the packet begins with that of IP.
@@ -125,24 +132,29 @@ pub fn steering(workers: usize) -> io::Result<Program> {
 
     code.label("protocol");
     code.jump_if(If::Equal, 1, TCP, "tcp");
-    // Ports only help to choose among workers.
-    if workers > 1 {
-        code.jump_if(If::NotEqual, 1, UDP, "worker");
-        load_header(&mut code, Some(TRANSPORT), 8);
-        code.load(Size::Word, 1, FP, HEADER);
-        code.store(FP, PORTS, 1);
-    }
-    code.jump("worker");
+    code.jump_if(If::NotEqual, 1, UDP, "worker");
+    load_header(&mut code, Some(TRANSPORT), 8);
+    code.load(Size::Word, 1, FP, HEADER);
+    code.store(FP, PORTS, 1);
+    look_up_flow(&mut code, &bulk_flows);
+    code.jump_if(If::Above, LEN, SPARSE_LEN_MAX as i32, "bulk");
+    code.load(Size::Double, 1, SLOT, 0);
+    code.op_by(Op::Set, 2, NOW);
+    code.op_by(Op::Sub, 2, 1);
+    // What is bulk stays it as long as it goes on.
+    code.jump_if(If::Below, 2, BULK_FLOW_QUIET.as_nanos() as i32, "bulk");
+    code.jump("sparse");
 
     code.label("icmp");
     code.jump_if(If::Above, LEN, SPARSE_LEN_MAX as i32, "worker");
+    look_up_flow(&mut code, &bulk_flows);
     code.jump("sparse");
 
     code.label("tcp");
     load_header(&mut code, Some(TRANSPORT), 20);
     code.load(Size::Word, 1, FP, HEADER);
     code.store(FP, PORTS, 1);
-    code.jump_if(If::Above, LEN, SPARSE_LEN_MAX as i32, "bulk");
+    code.jump_if(If::Above, LEN, SPARSE_LEN_MAX as i32, "long segment");
     code.load(Size::Byte, 1, FP, HEADER + 13);
     // FIN, SYN, RST.
     code.op(Op::And, 1, 0x07);
@@ -154,26 +166,19 @@ pub fn steering(workers: usize) -> io::Result<Program> {
     code.op_by(Op::Add, 1, TRANSPORT);
     code.jump_if_by(If::AtLeast, 1, LEN, "worker");
     code.label("if quiet");
-    code.map(1, &bulk_flows);
-    address(&mut code, 2, FLOW);
-    code.call(Helper::MapLookup);
-    code.jump_if(If::Equal, 0, 0, "sparse");
-    code.load(Size::Double, LAST, 0, 0);
-    code.call(Helper::Now);
-    code.op_by(Op::Sub, 0, LAST);
-    code.jump_if(If::Below, 0, BULK_FLOW_MEMORY.as_nanos() as i32, "worker");
+    look_up_flow(&mut code, &bulk_flows);
+    code.load(Size::Double, 1, SLOT, 0);
+    code.op_by(Op::Set, 2, NOW);
+    code.op_by(Op::Sub, 2, 1);
+    code.jump_if(If::Below, 2, BULK_FLOW_MEMORY.as_nanos() as i32, "worker");
     code.label("sparse");
     spend(&mut code, &budget, "bulk");
     code.jump("lane");
 
+    code.label("long segment");
+    look_up_flow(&mut code, &bulk_flows);
     code.label("bulk");
-    code.call(Helper::Now);
-    code.store(FP, TIME, 0);
-    code.map(1, &bulk_flows);
-    address(&mut code, 2, FLOW);
-    address(&mut code, 3, TIME);
-    code.op(Op::Set, 4, 0);
-    code.call(Helper::MapUpdate);
+    code.store(SLOT, 0, NOW);
     code.label("worker");
     code.load(Size::Double, 0, FP, ADDRESSES);
     code.load(Size::Double, 1, FP, PORTS);
@@ -184,37 +189,56 @@ pub fn steering(workers: usize) -> io::Result<Program> {
     Program::load(code)
 }
 
+/// `NOW`, and `SLOT` = where the time of the packet's flow is.
+fn look_up_flow(code: &mut Code, bulk_flows: &Map) {
+    code.call(Helper::Now);
+    code.op_by(Op::Set, NOW, 0);
+    code.load(Size::Double, 0, FP, ADDRESSES);
+    code.load(Size::Double, 1, FP, PORTS);
+    mix(code);
+    code.op(Op::And, 0, BULK_FLOW_SLOTS as i32 - 1);
+    code.store(FP, KEY, 0);
+    code.map(1, bulk_flows);
+    address(code, 2, KEY);
+    code.call(Helper::MapLookup);
+    // Cannot be, but the verifier wants to see it said.
+    code.jump_if(If::Equal, 0, 0, "worker");
+    code.op_by(Op::Set, SLOT, 0);
+}
+
 /// Takes a packet from the budget, or goes to `beyond`. Processors that do it at once may lose each other's count.
 fn spend(code: &mut Code, budget: &Map, beyond: &'static str) {
     code.op(Op::Set, 1, 0);
-    code.store(FP, TIME, 1);
+    code.store(FP, KEY, 1);
     code.map(1, budget);
-    address(code, 2, TIME);
+    address(code, 2, KEY);
     code.call(Helper::MapLookup);
-    // Cannot be, but the verifier wants to see it said.
-    code.jump_if(If::Equal, 0, 0, beyond);
-    code.op_by(Op::Set, LAST, 0);
-    code.call(Helper::Now);
-    code.load(Size::Double, 1, LAST, 0);
-    code.op_by(Op::Set, 2, 0);
+    code.jump_if(If::Equal, 0, 0, "worker");
+    code.op_by(Op::Set, 2, NOW);
+    code.load(Size::Double, 1, 0, 0);
     code.op_by(Op::Sub, 2, 1);
-    code.load(Size::Double, 1, LAST, 8);
+    code.load(Size::Double, 1, 0, 8);
     code.jump_if(If::Below, 2, BUDGET_WINDOW.as_nanos() as i32, "same window");
-    code.store(LAST, 0, 0);
+    code.store(0, 0, NOW);
     code.op(Op::Set, 1, 0);
     code.label("same window");
     code.op(Op::Add, 1, 1);
-    code.store(LAST, 8, 1);
+    code.store(0, 8, 1);
     code.jump_if(If::Above, 1, SPARSE_PACKETS_MAX as i32, beyond);
+}
+
+/// Register 0 = a number of 32 bits out of what is in registers 0 and 1.
+fn mix(code: &mut Code) {
+    code.op(Op::Mul, 1, MIX);
+    code.op_by(Op::Xor, 0, 1);
+    code.op(Op::Mul, 0, MIX);
+    code.op(Op::Shr, 0, 32);
 }
 
 /// Ends the program with one of `workers` by what is in registers 0 and 1.
 fn choose(code: &mut Code, workers: usize) {
     if workers > 1 {
-        code.op(Op::Mul, 1, MIX);
-        code.op_by(Op::Xor, 0, 1);
-        code.op(Op::Mul, 0, MIX);
-        code.op(Op::Shr, 0, 32);
+        mix(code);
         code.op(Op::Mod, 0, workers as i32);
     } else {
         code.op(Op::Set, 0, 0);
@@ -225,7 +249,7 @@ fn choose(code: &mut Code, workers: usize) {
 /// The program that chooses among sockets of one port (SO_ATTACH_REUSEPORT_EBPF): for the lane's datagrams the one behind those
 /// of `workers` workers, and one of theirs, by outer source address, for the rest.
 pub fn choosing(workers: usize) -> io::Result<Program> {
-    let budget = Map::single(BUDGET_LEN)?;
+    let budget = Map::array(BUDGET_LEN, 1)?;
     let mut code = Code::default();
     code.op(Op::Set, SOURCE, 0);
     code.op(Op::Set, 2, 0);
@@ -253,6 +277,8 @@ pub fn choosing(workers: usize) -> io::Result<Program> {
     // Without the two bits of ECN.
     code.op(Op::And, 1, 0xfc);
     code.jump_if(If::NotEqual, 1, LANE_TOS.into(), "worker");
+    code.call(Helper::Now);
+    code.op_by(Op::Set, NOW, 0);
     spend(&mut code, &budget, "worker");
     code.op(Op::Set, 0, workers as i32);
     code.exit();

@@ -63,10 +63,14 @@ pub const NAP: Duration = Duration::from_micros(50);
 
 /// Longest packet of a sparse flow, bytes: requests, short responses, handshakes.
 pub const SPARSE_LEN_MAX: usize = 512;
-/// How long after a longer packet a flow counts as bulk: longer than its packets are under way, so that none is overtaken.
+/// How long after a longer packet a TCP flow counts as bulk: longer than its packets are under way, so that none is overtaken.
 pub const BULK_FLOW_MEMORY: Duration = Duration::from_millis(100);
-/// Flows that are remembered as bulk, those of the last packets: 24 bytes each, and a header of the kernel's.
-pub const BULK_FLOWS_MAX: u32 = 8192;
+/// How long a UDP flow that is bulk must be quiet to be sparse again: less than what lies between two packets of a call (20 ms), more
+/// than what stands in the queues takes to pass.
+pub const BULK_FLOW_QUIET: Duration = Duration::from_millis(10);
+/// Slots for the times of bulk flows, by a hash of addresses and ports, 8 bytes each. A power of two. A flow that shares its slot with a
+/// bulk flow passes for bulk, too.
+pub const BULK_FLOW_SLOTS: u32 = 1 << 16;
 /// So many packets may enter the lane, from the TUN and from peers each, ...
 pub const SPARSE_PACKETS_MAX: u32 = 100;
 /// ... in this time. Some 100,000 a second: a quarter of what a thread carries.

@@ -60,8 +60,6 @@ pub enum If {
 pub enum Helper {
     /// `(map, key) -> value or 0`.
     MapLookup = 1,
-    /// `(map, key, value, flags)`.
-    MapUpdate = 2,
     /// `() -> nanoseconds of CLOCK_MONOTONIC`.
     Now = 5,
     /// `(skb, offset, to, len) -> 0 or an error`: from where the program's packet begins.
@@ -178,7 +176,6 @@ const PROGRAM_LOAD: u32 = 5;
 const PROGRAM_TEST_RUN: u32 = 10;
 // Kinds of maps and programs.
 const ARRAY: u32 = 2;
-const LRU_HASH: u32 = 9;
 const SOCKET_FILTER: u32 = 1;
 
 /// bpf(2) with the part of `union bpf_attr` that the command reads.
@@ -198,19 +195,9 @@ fn descriptor(fd: usize) -> OwnedFd {
 pub struct Map(OwnedFd);
 
 impl Map {
-    /// A hash map that forgets what was not used for longest when it is full (BPF_MAP_TYPE_LRU_HASH, Linux 4.10); key and value in
-    /// bytes.
-    pub fn lru_hash(key_len: u32, value_len: u32, entries: u32) -> io::Result<Map> {
-        Self::create([LRU_HASH, key_len, value_len, entries])
-    }
-
-    /// One value, zero at first, under the key 0 of four bytes (BPF_MAP_TYPE_ARRAY).
-    pub fn single(value_len: u32) -> io::Result<Map> {
-        Self::create([ARRAY, 4, value_len, 1])
-    }
-
-    fn create(mut attributes: [u32; 4]) -> io::Result<Map> {
-        bpf(MAP_CREATE, &mut attributes).map(descriptor).map(Map)
+    /// `count` values, zero at first, under keys of four bytes from 0 (BPF_MAP_TYPE_ARRAY).
+    pub fn array(value_len: u32, count: u32) -> io::Result<Map> {
+        bpf(MAP_CREATE, &mut [ARRAY, 4, value_len, count]).map(descriptor).map(Map)
     }
 }
 
