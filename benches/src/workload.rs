@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use weft_lab::measure::{
     Blast, Blasted, Latency, Path, Run, Spread, tcp_connects, tcp_flows, tcp_latency, tcp_throughput, udp_blast,
-    udp_spread,
+    udp_latency, udp_spread,
 };
 
 use crate::proc::Turns;
@@ -39,6 +39,11 @@ pub enum Workload {
         /// Bulk TCP flows beside it.
         bulk_flows: usize,
     },
+    /// A datagram and its response, one at a time.
+    DatagramLatency {
+        /// Bulk TCP beside it.
+        bulk_flows: usize,
+    },
     /// TCP request and response on many connections at once.
     Flows,
     /// TCP connections, one after the other.
@@ -50,7 +55,7 @@ pub enum Workload {
 }
 
 /// The workloads, for messages and `weft-bench list`: form and meaning.
-pub const FORMS: [(&str, &str); 13] = [
+pub const FORMS: [(&str, &str); 15] = [
     ("tcpN", "bulk TCP through N connections: tcp1, tcp4, tcp16"),
     ("tcpN-both", "in both directions at once, N connections each"),
     ("udpLEN", "datagrams of LEN bytes, 64 per system call, as many as the kernel takes: udp64, udp512, udp1400"),
@@ -59,6 +64,8 @@ pub const FORMS: [(&str, &str); 13] = [
     ("udpgso@RATE", "RATE payload bits per second: udpgso@5g"),
     ("rr", "TCP request and response of 64 bytes, one at a time"),
     ("rr-load", "the same while tcp4 runs beside it"),
+    ("udprr", "a datagram of 64 bytes each way, one at a time; a response that takes more than a second is lost"),
+    ("udprr-load", "the same while tcp4 runs beside it"),
     ("flows", "request and response on 64 connections at once"),
     ("connect", "TCP connections: connect, a byte each way, close; two clients"),
     (
@@ -68,7 +75,7 @@ pub const FORMS: [(&str, &str); 13] = [
     ("idle", "no traffic: CPU time and wake-ups of the subject's own processes, if it has any"),
     (
         "all",
-        "tcp1 tcp4 tcp16 tcp1-both tcp4-both udp64 udp512 udp1400 udp64@200k udpgso udpgso@5g rr rr-load flows connect idle",
+        "tcp1 tcp4 tcp16 tcp1-both tcp4-both udp64 udp512 udp1400 udp64@200k udpgso udpgso@5g rr rr-load udprr udprr-load flows connect idle",
     ),
 ];
 
@@ -85,7 +92,7 @@ const SMALL_FLOWS: usize = 64;
 const PEERS_PAYLOAD_LEN: usize = 200;
 /// Flows to each of them: 1000 to all [`crate::subject::peers::PEER_COUNT`].
 const PEER_FLOWS: usize = 4;
-/// Bulk flows beside `rr-load`.
+/// Bulk flows beside `rr-load` and `udprr-load`.
 const BULK_FLOWS: usize = 4;
 /// Points of a latency distribution.
 const CDF: [f64; 28] = [
@@ -131,6 +138,8 @@ impl Workload {
             "udpgso" => Workload::UdpSegmented { rate },
             "rr" => Workload::Latency { bulk_flows: 0 },
             "rr-load" => Workload::Latency { bulk_flows: BULK_FLOWS },
+            "udprr" => Workload::DatagramLatency { bulk_flows: 0 },
+            "udprr-load" => Workload::DatagramLatency { bulk_flows: BULK_FLOWS },
             "flows" => Workload::Flows,
             "connect" => Workload::Connects,
             "peers" => Workload::Peers,
@@ -205,6 +214,11 @@ impl Workload {
                 outcome.blasted(udp_blast(&there, Blast { rate, ..blast }, run)?);
             }
             Workload::Latency { bulk_flows } => outcome.latency(&tcp_latency(&there, bulk_flows, run)?),
+            Workload::DatagramLatency { bulk_flows } => {
+                let latency = udp_latency(&there, bulk_flows, run)?;
+                outcome.latency(&latency);
+                outcome.add("loss", latency.loss());
+            }
             Workload::Flows => outcome.latency(&tcp_flows(&there, SMALL_FLOWS, run)?),
             Workload::Connects => {
                 let connects = tcp_connects(&there, CLIENT_COUNT, run)?;
@@ -294,9 +308,11 @@ mod tests {
         assert_eq!(Workload::parse("udp64@200k").unwrap(), Workload::Udp { payload_len: 64, rate: Some(200e3) });
         assert_eq!(Workload::parse("udpgso@5g").unwrap(), Workload::UdpSegmented { rate: Some(5e9) });
         assert_eq!(Workload::parse("tcp4-both").unwrap(), Workload::Tcp { flows: 4, both: true });
+        assert_eq!(Workload::parse("udprr").unwrap(), Workload::DatagramLatency { bulk_flows: 0 });
+        assert_eq!(Workload::parse("udprr-load").unwrap(), Workload::DatagramLatency { bulk_flows: 4 });
         assert_eq!(Workload::parse("idle").unwrap(), Workload::Idle);
         assert_eq!(Workload::parse("peers").unwrap(), Workload::Peers);
-        assert_eq!(Workload::parse_list("all").unwrap().len(), 16);
+        assert_eq!(Workload::parse_list("all").unwrap().len(), 18);
     }
 
     #[test]

@@ -49,6 +49,8 @@ fn the_list_names_subjects_and_workloads() {
         "external:NAME=COMMAND",
         "udpgso@RATE",
         "rr-load",
+        "udprr",
+        "udprr-load",
         "connect",
         "peers",
         "idle",

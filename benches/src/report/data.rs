@@ -112,6 +112,8 @@ pub fn workload_words(name: &str) -> String {
         "udpgso" => "UDP, segmented".to_owned(),
         "rr" => "latency".to_owned(),
         "rr-load" => "latency under load".to_owned(),
+        "udprr" => "UDP latency".to_owned(),
+        "udprr-load" => "UDP latency under load".to_owned(),
         "connect" => "connections".to_owned(),
         "peers" => format!("UDP, {} peers", crate::subject::peers::PEER_COUNT),
         _ => match (count("tcp"), count("udp")) {
@@ -164,6 +166,7 @@ mod tests {
             ("udp64@200k", "UDP, 64 bytes at 200k"),
             ("udpgso@5g", "UDP, segmented at 5g"),
             ("rr-load", "latency under load"),
+            ("udprr-load", "UDP latency under load"),
             ("peers", "UDP, 250 peers"),
             ("tcpx@1", "tcpx@1"),
         ];

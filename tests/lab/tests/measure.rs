@@ -10,7 +10,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 use weft_lab::Lab;
 use weft_lab::measure::{
     Blast, Path, Run, Spread, Spreaded, Stop, Stopped, Watch, Window, congestion_control, tcp_connects, tcp_flows,
-    tcp_latency, tcp_throughput, udp_blast, udp_spread,
+    tcp_latency, tcp_throughput, udp_blast, udp_latency, udp_spread,
 };
 use weft_lab::topology::Pair;
 
@@ -47,8 +47,10 @@ fn throughput_rates_and_latency_are_measured_over_both_families() -> Result<()> 
             assert!(blasted.packets_per_second() > 0.0 && (0.0..=1.0).contains(&blasted.loss()), "{blasted:?}");
         }
         for bulk_flows in [0, 2] {
-            let latency = tcp_latency(&path, bulk_flows, run)?;
-            assert!(!latency.times.is_empty() && latency.quantile_us(0.5) <= latency.quantile_us(0.99), "{latency:?}");
+            for latency in [tcp_latency(&path, bulk_flows, run)?, udp_latency(&path, bulk_flows, run)?] {
+                assert!(latency.per_second() > 0.0 && (0.0..1.0).contains(&latency.loss()), "{latency:?}");
+                assert!(latency.quantile_us(0.5) <= latency.quantile_us(0.99), "{latency:?}");
+            }
         }
         let latency = tcp_flows(&path, 16, run)?;
         assert!(latency.per_second() > 0.0, "{latency:?}");
@@ -142,12 +144,13 @@ fn a_watch_sees_both_ends_of_the_window_of_every_measurement() -> Result<()> {
 }
 
 /// One of each kind.
-fn measurements<'a>(path: &'a Path<'a>) -> [Measurement<'a>; 6] {
+fn measurements<'a>(path: &'a Path<'a>) -> [Measurement<'a>; 7] {
     [
         Box::new(|run| tcp_throughput(&[*path], 4, run).map(drop)),
         Box::new(|run| udp_blast(path, Blast::singly(64), run).map(drop)),
         Box::new(|run| tcp_latency(path, 0, run).map(drop)),
         Box::new(|run| tcp_latency(path, 2, run).map(drop)),
+        Box::new(|run| udp_latency(path, 2, run).map(drop)),
         Box::new(|run| tcp_flows(path, 16, run).map(drop)),
         Box::new(|run| tcp_connects(path, 2, run).map(drop)),
     ]

@@ -75,7 +75,7 @@ fn every_other_workload_and_kind_of_link_is_measured_too() {
     let directory = tempfile::tempdir().unwrap();
     // One that differs from the system's; the kernel always has it.
     let reno = ["--congestion-control", "reno"];
-    let workloads = "tcp2-both,udp64@2k,udpgso,udpgso@100m,rr-load,flows,connect,idle";
+    let workloads = "tcp2-both,udp64@2k,udpgso,udpgso@100m,rr-load,udprr-load,flows,connect,idle";
     let arguments = ["--subjects", "weft:engine=epoll,spin=0,host-gw", "--baseline", "host-gw", "--modes", "wire"];
     let arguments =
         [&arguments[..], &["--rounds", "1", "--mtu", "9000", "--rate", "500m", "--workloads", workloads], &reno]

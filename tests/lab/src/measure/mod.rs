@@ -4,8 +4,8 @@
 //! - [`udp_blast`]: datagrams per second that arrive, small or in super-packets, at the highest rate or at a given one.
 //! - [`udp_spread`]: the same to many addresses, in many small flows.
 //! - [`tcp_latency`]: round-trip times of a small request and its response, one at a time, on an idle path or beside
-//!   bulk TCP.
-//! - [`tcp_flows`]: the same on many connections at once.
+//!   bulk TCP; [`udp_latency`]: the same with datagrams.
+//! - [`tcp_flows`]: over TCP on many connections at once.
 //! - [`tcp_connects`]: connections per second.
 //!
 //! Payload is checked on arrival in each of them: a wrong byte is an error, not a number. Every measurement counts at the
@@ -17,12 +17,12 @@
 
 mod connect;
 mod cpu;
+mod latency;
 mod pattern;
 mod peers;
 mod socket;
 mod stop;
 mod tcp;
-mod tcp_latency;
 mod tcp_many;
 mod udp;
 
@@ -35,11 +35,11 @@ use anyhow::{Context, Result, ensure};
 pub use connect::{Connects, tcp_connects};
 pub use cpu::{CpuTime, process_cpu_time};
 pub use hdrhistogram::Histogram;
+pub use latency::{Latency, REQUEST_LEN, tcp_latency, udp_latency};
 pub use peers::{Spread, Spreaded, udp_spread};
 pub use socket::congestion_control;
 pub use stop::{Stop, Stopped};
 pub use tcp::tcp_throughput;
-pub use tcp_latency::{Latency, REQUEST_LEN, tcp_latency};
 pub use tcp_many::tcp_flows;
 pub use udp::{Blast, Blasted, udp_blast};
 

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::latency::{Latency, REQUEST_LEN, new_histogram, record, response_to};
 use super::pattern::Pattern;
 use super::tcp::{ANSWER_TIMEOUT, Connection};
-use super::tcp_latency::{Latency, REQUEST_LEN, new_histogram, record, response_to};
 use super::{CpuTime, Path, Run, join, unless_over};
 
 /// How long to wait for any flow before looking whether the measurement is over.
@@ -92,7 +92,7 @@ impl<'a> Clients<'a> {
         self.exchange(run.window.length, run, |rtt| record(&mut times, rtt))?;
         let (elapsed, cpu) = (started.elapsed(), CpuTime::now()?.since(cpu));
         run.watch.close()?;
-        Ok(Latency { times, elapsed, cpu })
+        Ok(Latency { times, lost: 0, elapsed, cpu })
     }
 
     fn exchange(&mut self, length: Duration, run: &Run<'_>, mut answered: impl FnMut(Duration)) -> Result<()> {
