@@ -45,11 +45,11 @@ pub const BULK_PACKETS: usize = 16;
 pub const BULK_BYTES: usize = 16 << 10;
 /// How long after bulk traffic a worker sleeps without spinning.
 pub const BULK_MEMORY: Duration = Duration::from_millis(1);
-/// An answer that comes later than so many spins is not waited for: a spin would be mostly in vain. One that is missed by less makes
-/// the next spins longer, ...
-pub const ANSWER_SPINS: u32 = 8;
-/// ... up to so many times what was asked for: 200 us, enough for two cores to be woken on the slowest machine measured.
-pub const SPIN_GROWTH_MAX: u32 = 4;
+/// An answer that comes later than this is not waited for: a spin would be mostly in vain. One that a spin missed by less makes the next
+/// spins longer, ...
+pub const ANSWER_MAX: Duration = Duration::from_micros(400);
+/// ... up to this: enough for two cores to be woken on the slowest machine measured, one after the other (60 us each).
+pub const STRETCHED_SPIN_MAX: Duration = Duration::from_micros(200);
 /// Packets up to this length from TUN are small: single datagrams of a sender that does not segment.
 pub const SMALL_LEN_MAX: usize = 2048;
 /// So many small packets a second from TUN are a flood: no request waits for its response among so many.
@@ -66,8 +66,8 @@ pub const SPARSE_LEN_MAX: usize = 512;
 /// How long after a longer packet a TCP flow counts as bulk: longer than its packets are under way, so that none is overtaken.
 pub const BULK_FLOW_MEMORY: Duration = Duration::from_millis(100);
 /// How long a UDP flow that is bulk must be quiet to be sparse again: less than what lies between two packets of a call (20 ms), more
-/// than what stands in the queues takes to pass.
-pub const BULK_FLOW_QUIET: Duration = Duration::from_millis(10);
+/// than what stands in the queues takes to pass (11 ms at the 99th percentile on the slowest machine measured).
+pub const BULK_FLOW_QUIET: Duration = Duration::from_millis(15);
 /// Slots for the times of bulk flows, by a hash of addresses and ports, 8 bytes each. A power of two. A flow that shares its slot with a
 /// bulk flow passes for bulk, too.
 pub const BULK_FLOW_SLOTS: u32 = 1 << 16;

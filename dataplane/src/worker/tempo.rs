@@ -12,8 +12,8 @@
 
 use crate::io::Received;
 use crate::limits::{
-    ANSWER_SPINS, BULK_BYTES, BULK_MEMORY, BULK_PACKETS, FLOOD_PACKETS_PER_SECOND, FLOOD_WINDOW, NAP_PACKETS_MAX,
-    SPIN_GROWTH_MAX,
+    ANSWER_MAX, BULK_BYTES, BULK_MEMORY, BULK_PACKETS, FLOOD_PACKETS_PER_SECOND, FLOOD_WINDOW, NAP_PACKETS_MAX,
+    STRETCHED_SPIN_MAX,
 };
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub struct Tempo {
 }
 
 impl Tempo {
-    /// `spin`: how long to look for work before sleeping; up to [`SPIN_GROWTH_MAX`] times as long where answers come later.
+    /// `spin`: how long to look for work before sleeping; up to [`STRETCHED_SPIN_MAX`] where answers come later.
     pub fn new(spin: Duration) -> Tempo {
         Tempo {
             spin,
@@ -90,10 +90,12 @@ impl Tempo {
     fn note_answer(&mut self, after: Duration) {
         self.stretched = if after <= self.spin {
             self.spin.max(self.stretched - self.stretched / 8)
-        } else if after <= self.spin * ANSWER_SPINS {
-            (if after > self.stretched { 2 } else { 1 } * self.stretched).min(self.spin * SPIN_GROWTH_MAX)
-        } else {
+        } else if after > ANSWER_MAX {
             self.spin
+        } else if after > self.stretched {
+            (2 * self.stretched).min(STRETCHED_SPIN_MAX).max(self.spin)
+        } else {
+            self.stretched
         };
     }
 
@@ -167,6 +169,12 @@ mod tests {
         assert_eq!(exchange(&mut tempo, us(30)), us(50), "soon for long");
         exchange(&mut tempo, us(150));
         assert_eq!(exchange(&mut tempo, us(5000)), us(50), "no spin would reach that");
+        // Who wants no spin gets none, and who wants a longer one gets no shorter.
+        for spin in [us(0), us(500)] {
+            let mut tempo = Tempo::new(spin);
+            exchange(&mut tempo, us(150));
+            assert_eq!(exchange(&mut tempo, us(150)), spin);
+        }
     }
 
     #[test]
