@@ -48,8 +48,12 @@ pub const BULK_MEMORY: Duration = Duration::from_millis(1);
 /// An answer that comes later than this is not waited for: a spin would be mostly in vain. One that a spin missed by less makes the next
 /// spins longer, ...
 pub const ANSWER_MAX: Duration = Duration::from_micros(400);
-/// ... up to this: enough for two cores to be woken on the slowest machine measured, one after the other (60 us each).
+/// ... up to this: enough for two cores to be woken on the slowest machine measured, one after the other (60 us each), ...
 pub const STRETCHED_SPIN_MAX: Duration = Duration::from_micros(200);
+/// ... unless so many were missed in a row, ...
+pub const MISSED_ANSWERS_MAX: u32 = 8;
+/// ... of each so many: a longer spin may serve by then.
+pub const MISSED_ANSWERS_FORGOTTEN: u32 = 256;
 /// Packets up to this length from TUN are small: single datagrams of a sender that does not segment.
 pub const SMALL_LEN_MAX: usize = 2048;
 /// So many small packets a second from TUN are a flood: no request waits for its response among so many.

@@ -12,8 +12,8 @@
 
 use crate::io::Received;
 use crate::limits::{
-    ANSWER_MAX, BULK_BYTES, BULK_MEMORY, BULK_PACKETS, FLOOD_PACKETS_PER_SECOND, FLOOD_WINDOW, NAP_PACKETS_MAX,
-    STRETCHED_SPIN_MAX,
+    ANSWER_MAX, BULK_BYTES, BULK_MEMORY, BULK_PACKETS, FLOOD_PACKETS_PER_SECOND, FLOOD_WINDOW,
+    MISSED_ANSWERS_FORGOTTEN, MISSED_ANSWERS_MAX, NAP_PACKETS_MAX, STRETCHED_SPIN_MAX,
 };
 use std::time::Duration;
 
@@ -30,13 +30,49 @@ pub enum Pause {
     Sleep,
 }
 
+/// How long to look for an answer: a packet from the one side after one from the other.
+///
+/// Who sleeps is late for the answer, and the next one waits for longer: where waking a core takes longer than the spin, as on
+/// some virtual machines, both ends would sleep through every answer for ever. So a spin that just missed one makes the next
+/// ones longer. (Packets that follow each other in one direction answer nothing; nobody waits for them.)
+#[derive(Clone, Copy, Debug)]
+struct Spin {
+    /// As long as asked for.
+    least: Duration,
+    now: Duration,
+    /// Answers in a row that were missed.
+    missed: u32,
+}
+
+impl Spin {
+    fn new(least: Duration) -> Spin {
+        Spin { least, now: least, missed: 0 }
+    }
+
+    /// Notes that an answer came `after` what it answers.
+    #[inline]
+    fn note_answer(&mut self, after: Duration) {
+        if after > ANSWER_MAX {
+            self.now = self.least;
+        } else if after > self.now {
+            // A longer spin has to show that it serves: else it is left alone for a while.
+            self.missed = (self.missed + 1) % MISSED_ANSWERS_FORGOTTEN;
+            let grown = (2 * self.now).min(STRETCHED_SPIN_MAX).max(self.least);
+            self.now = if self.missed <= MISSED_ANSWERS_MAX { grown } else { self.least };
+        } else {
+            self.missed = 0;
+            if after <= self.least {
+                self.now = self.least.max(self.now - self.now / 8);
+            }
+        }
+    }
+}
+
 /// What the last turns brought, as far as it decides on the next. Times are those of one monotonic clock.
 #[derive(Debug)]
 pub struct Tempo {
-    /// As long as asked for, at least ...
-    spin: Duration,
-    /// ... and now, because answers took longer than that.
-    stretched: Duration,
+    /// For answers from the socket, and from TUN: whoever answers at once may think for long before the next request.
+    spins: [Spin; 2],
     last_active: Duration,
     was_from_tun: bool,
     last_bulk: Option<Duration>,
@@ -49,8 +85,7 @@ impl Tempo {
     /// `spin`: how long to look for work before sleeping; up to [`STRETCHED_SPIN_MAX`] where answers come later.
     pub fn new(spin: Duration) -> Tempo {
         Tempo {
-            spin,
-            stretched: spin,
+            spins: [Spin::new(spin); 2],
             last_active: Duration::ZERO,
             was_from_tun: false,
             last_bulk: None,
@@ -65,7 +100,7 @@ impl Tempo {
         if received.packets > 0 {
             let from_tun = received.small_from_tun > 0;
             if from_tun != self.was_from_tun {
-                self.note_answer(now.saturating_sub(self.last_active));
+                self.spins[usize::from(from_tun)].note_answer(now.saturating_sub(self.last_active));
             }
             self.was_from_tun = from_tun;
             self.last_active = now;
@@ -79,24 +114,6 @@ impl Tempo {
             self.is_flood = self.window.1 as f64 >= elapsed.as_secs_f64() * FLOOD_PACKETS_PER_SECOND;
             self.window = (now, 0);
         }
-    }
-
-    /// Notes that a packet came from the one side `after` the last one had come from the other.
-    ///
-    /// Who sleeps is late for the answer, and so the next one waits for longer: where waking a core takes longer than the spin, as
-    /// on some virtual machines, both ends would sleep through every answer for ever. (Packets that follow each other in
-    /// one direction answer nothing; nobody waits for them.)
-    #[inline]
-    fn note_answer(&mut self, after: Duration) {
-        self.stretched = if after <= self.spin {
-            self.spin.max(self.stretched - self.stretched / 8)
-        } else if after > ANSWER_MAX {
-            self.spin
-        } else if after > self.stretched {
-            (2 * self.stretched).min(STRETCHED_SPIN_MAX).max(self.spin)
-        } else {
-            self.stretched
-        };
     }
 
     /// Whether there was bulk traffic a moment ago.
@@ -114,11 +131,8 @@ impl Tempo {
         if has_work || received.packets > 0 {
             return Pause::None;
         }
-        if !self.in_bulk(now) && now.saturating_sub(self.last_active) < self.stretched {
-            Pause::Yield
-        } else {
-            Pause::Sleep
-        }
+        let spin = &self.spins[usize::from(!self.was_from_tun)];
+        if !self.in_bulk(now) && now.saturating_sub(self.last_active) < spin.now { Pause::Yield } else { Pause::Sleep }
     }
 }
 
@@ -143,37 +157,50 @@ mod tests {
         assert_eq!(tempo.pause(us(10_050), &NOTHING, false), Pause::Sleep);
     }
 
+    /// A request and its answer, each `after` so long; how long it looks for the next request then.
+    fn exchange(tempo: &mut Tempo, now: &mut Duration, after: [Duration; 2]) -> Duration {
+        const ANSWER: Received = Received { packets: 1, bytes: 100, small_from_tun: 0 };
+        for (received, after) in [REQUEST, ANSWER].iter().zip(after) {
+            *now += after;
+            tempo.note(*now, received);
+        }
+        let sleeps = |idle: &Duration| tempo.pause(*now + *idle, &NOTHING, false) == Pause::Sleep;
+        (0..=1000).map(us).find(sleeps).expect("it sleeps")
+    }
+
     #[test]
     fn it_spins_for_longer_where_answers_come_late_and_no_longer_when_they_come_soon() {
-        const ANSWER: Received = Received { packets: 1, bytes: 100, small_from_tun: 0 };
-        let mut tempo = Tempo::new(us(50));
-        let mut now = us(10_000);
-        let mut exchange = |tempo: &mut Tempo, after: Duration| {
-            for received in [REQUEST, ANSWER] {
-                now += after;
-                tempo.note(now, &received);
-            }
-            // How long it spins now.
-            (0..=1000)
-                .map(us)
-                .find(|&idle| tempo.pause(now + idle, &NOTHING, false) == Pause::Sleep)
-                .expect("it sleeps")
-        };
-        assert_eq!(exchange(&mut tempo, us(20)), us(50));
-        assert_eq!(exchange(&mut tempo, us(150)), us(200), "twice too late, twice as long each time");
-        assert_eq!(exchange(&mut tempo, us(390)), us(200), "and no longer");
-        assert_eq!(exchange(&mut tempo, us(100)), us(200), "in time, thanks to the longer spin");
-        for _ in 0..20 {
-            exchange(&mut tempo, us(30));
-        }
-        assert_eq!(exchange(&mut tempo, us(30)), us(50), "soon for long");
-        exchange(&mut tempo, us(150));
-        assert_eq!(exchange(&mut tempo, us(5000)), us(50), "no spin would reach that");
-        // Who wants no spin gets none, and who wants a longer one gets no shorter.
+        let (mut tempo, mut now) = (Tempo::new(us(50)), us(10_000));
+        let mut exchange = |after| exchange(&mut tempo, &mut now, [us(after); 2]);
+        assert_eq!(exchange(20), us(50));
+        assert_eq!(exchange(150), us(100), "too late, twice as long");
+        assert_eq!(exchange(150), us(200));
+        assert_eq!(exchange(390), us(200), "and no longer");
+        assert_eq!(exchange(100), us(200), "in time, thanks to the longer spin");
+        (0..20).for_each(|_| {
+            exchange(30);
+        });
+        assert_eq!(exchange(30), us(50), "soon for long");
+        assert_eq!(exchange(150), us(100));
+        assert_eq!(exchange(5000), us(50), "no spin would reach that");
+    }
+
+    #[test]
+    fn a_longer_spin_that_serves_nothing_is_given_up_for_a_while() {
+        let (mut tempo, mut now) = (Tempo::new(us(50)), us(10_000));
+        // It answers at once, and thinks for long.
+        let spins: Vec<_> = (0..600).map(|_| exchange(&mut tempo, &mut now, [us(350), us(30)])).collect();
+        let longer = spins.iter().filter(|spin| **spin > us(50)).count();
+        assert!((1..=30).contains(&longer), "{longer} of 600");
+        assert_eq!(exchange(&mut tempo, &mut now, [us(40), us(30)]), us(50));
+        assert_eq!(exchange(&mut tempo, &mut now, [us(150), us(30)]), us(100), "what came in time is a new start");
+    }
+
+    #[test]
+    fn who_wants_no_spin_gets_none_and_who_wants_a_longer_one_gets_no_shorter() {
         for spin in [us(0), us(500)] {
-            let mut tempo = Tempo::new(spin);
-            exchange(&mut tempo, us(150));
-            assert_eq!(exchange(&mut tempo, us(150)), spin);
+            let (mut tempo, mut now) = (Tempo::new(spin), us(10_000));
+            (0..5).for_each(|_| assert_eq!(exchange(&mut tempo, &mut now, [us(150); 2]), spin));
         }
     }
 
