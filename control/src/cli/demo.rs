@@ -1,6 +1,6 @@
 //! `weft demo`: two hosts in network namespaces talk through weft, and are measured.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -11,7 +11,7 @@ use super::{CliError, Exit, output};
 use crate::config::{Engine, Keyword};
 use crate::demo::progress::Progress;
 use crate::demo::report::Report;
-use crate::demo::{self, Options};
+use crate::demo::{self, Options, guard};
 
 /// Shortest measurement, seconds: below, a window is shorter than the scheduler's whims.
 const SECONDS_MIN: f64 = 0.05;
@@ -47,6 +47,9 @@ pub struct Args {
     /// Print one JSON object on standard output; progress goes to standard error
     #[arg(long)]
     json: bool,
+    /// Wait for the end of standard input, then end every weftd of the demo in this directory: what the demo starts for itself
+    #[arg(long, value_name = "DIRECTORY", hide = true, exclusive = true)]
+    guard: Option<PathBuf>,
 }
 
 const JSON_HELP: &str = "\
@@ -70,6 +73,10 @@ The exit code is 0 exactly if ok is true.";
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<Exit, CliError> {
+    if let Some(directory) = &args.guard {
+        guard::watch(directory).map_err(|error| CliError { exit: Exit::Failed, error })?;
+        return Ok(Exit::Ok);
+    }
     if let Some(why) = obstacle() {
         return refuse(&why, args.json);
     }

@@ -10,6 +10,7 @@
 //! files are removed whether the demo ends well, fails or is interrupted.
 
 pub mod compare;
+pub mod guard;
 pub mod hosts;
 pub mod progress;
 pub mod report;
@@ -26,6 +27,7 @@ use weft_lab::measure::{Stop, Stopped};
 use weft_proto::StatusReport;
 
 use crate::config::{DEFAULT_PORT, Engine};
+use guard::Guard;
 use hosts::{Host, Hosts, UNDERLAY_MTU};
 use progress::{Progress, Style};
 use report::{HostReport, Machine, Plan, Report};
@@ -95,6 +97,8 @@ pub fn refused(why: &str) -> Report {
 fn perform(options: &Options, stop: &Stop, progress: &mut Progress, report: &mut Report) -> Result<()> {
     let lab = Lab::start().context("WEFT_LAB_SKIP is set: unset it to see the demo")?;
     tunnel::adopt_orphans()?;
+    // Before the hosts, and so ended after them.
+    let _guard = Guard::start(lab.directory())?;
     let mut hosts = Hosts::new(&lab, options).context("making two hosts")?;
     introduce(&hosts, progress);
     let outcome = show(&mut hosts, &lab, options, stop, progress, report);

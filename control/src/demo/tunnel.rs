@@ -15,6 +15,8 @@ use crate::client::Client;
 use crate::state::{Paths, RUN_DIR_VARIABLE};
 use crate::tunnel::{TunnelError, take_down};
 
+/// The run directory of the demo's tunnels, within its own.
+pub const RUN: &str = "run";
 /// Longest wait for weftd's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a command is asked whether it has ended.
@@ -51,7 +53,7 @@ impl Tunnel {
         let file = format!("{name}.toml");
         let path = directory.join(&file);
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        let run_dir = directory.join("run");
+        let run_dir = directory.join(RUN);
         let paths = Paths::new(&run_dir, name);
         Ok(Self { node: node.clone(), directory: directory.to_path_buf(), file, run_dir, paths, may_be_up: false })
     }

@@ -149,3 +149,18 @@ fn a_demo_whose_weftd_is_killed_fails_says_so_and_leaves_nothing_behind() -> Res
     assert!(object["failures"].as_array().is_some_and(|failures| !failures.is_empty()), "{object:#}");
     Ok(())
 }
+
+#[test]
+fn a_demo_that_is_killed_leaves_no_weftd_behind() -> Result<()> {
+    if !require_root() {
+        return Ok(());
+    }
+    let mut demo = Demo::start()?;
+    let pids = eventually(TIMEOUT, || Ok([demo.weftd("a")?, demo.weftd("b")?]))?;
+    demo.child.kill()?;
+    demo.child.wait()?;
+    eventually(TIMEOUT, || match pids.into_iter().find(|pid| exists(*pid)) {
+        Some(pid) => bail!("weftd, process {pid}, is still there"),
+        None => Ok(()),
+    })
+}
