@@ -84,7 +84,7 @@ pub const LANE_SLICE: Duration = Duration::from_micros(100);
 
 /// ICMP errors per second to one source, and its burst (RFC 4443 section 2.4 f names 10 and 10).
 pub const ICMP_PER_SOURCE: u32 = 10;
-/// ICMP errors per second of one weftd, shared evenly among its workers (Linux icmp_msgs_per_sec).
+/// ICMP errors per second of one weftd (Linux icmp_msgs_per_sec).
 pub const ICMP_PER_SECOND: u32 = 1000;
 /// Burst of the above (Linux icmp_msgs_burst).
 pub const ICMP_BURST: u32 = 50;

@@ -3,6 +3,9 @@
 use crate::limits::{ICMP_BURST, ICMP_PER_SECOND, ICMP_PER_SOURCE};
 use crate::sys::dev;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use weft_packet::icmp::{self, IcmpError};
 use weft_packet::{Inner, Version};
 
@@ -11,34 +14,53 @@ const SOURCES: usize = 256;
 /// How long the TUN's addresses are trusted before they are read again, milliseconds.
 const ADDRESSES_FRESH_MS: u64 = 1000;
 
-/// A token bucket in thousandths of a token, so that milliseconds refill it without fractions.
-#[derive(Clone, Copy, Debug, Default)]
-struct Bucket {
-    millitokens: u64,
-    refilled_ms: u64,
-}
+/// A token bucket in thousandths of a token, so that milliseconds refill it without fractions: in one word, the time when it was
+/// last taken from, milliseconds, above [`TOKEN_BITS`] bits of what was left.
+#[derive(Debug)]
+struct Bucket(AtomicU64);
+
+/// Enough for a thousand tokens.
+const TOKEN_BITS: u32 = 20;
 
 impl Bucket {
-    fn take(&mut self, now_ms: u64, per_second: u32, burst: u32) -> bool {
+    fn full(burst: u32) -> Bucket {
+        Bucket(AtomicU64::new(u64::from(burst) * 1000))
+    }
+
+    fn take(&self, now_ms: u64, per_second: u32, burst: u32) -> bool {
         let full = u64::from(burst) * 1000;
-        let refill = now_ms.saturating_sub(self.refilled_ms).saturating_mul(per_second.into());
-        self.millitokens = full.min(self.millitokens.saturating_add(refill));
-        self.refilled_ms = now_ms;
-        let allowed = self.millitokens >= 1000;
-        self.millitokens -= if allowed { 1000 } else { 0 };
-        allowed
+        let taken = self.0.fetch_update(Relaxed, Relaxed, |state| {
+            let (taken_ms, left) = (state >> TOKEN_BITS, state & ((1 << TOKEN_BITS) - 1));
+            let refill = now_ms.saturating_sub(taken_ms).saturating_mul(per_second.into());
+            let left = full.min(left.saturating_add(refill));
+            // The clocks of two workers may differ by a turn.
+            (left >= 1000).then(|| now_ms.max(taken_ms) << TOKEN_BITS | (left - 1000))
+        });
+        taken.is_ok()
     }
 }
 
-/// One worker's rate limits and knowledge of the TUN's addresses.
+/// The rate limits of a weftd, which its workers share: a source's packets may reach several of them.
+#[derive(Debug)]
+pub struct Limits {
+    all: Bucket,
+    by_source: [Bucket; SOURCES],
+}
+
+impl Default for Limits {
+    /// Everything is allowed its burst.
+    fn default() -> Limits {
+        Limits { all: Bucket::full(ICMP_BURST), by_source: std::array::from_fn(|_| Bucket::full(ICMP_PER_SOURCE)) }
+    }
+}
+
+/// One worker's knowledge of the TUN's addresses, and the limits.
 #[derive(Debug)]
 pub struct Replies {
     tun: String,
     addresses: Vec<IpAddr>,
     read_ms: Option<u64>,
-    all: Bucket,
-    per_second: u32,
-    by_source: Box<[Bucket; SOURCES]>,
+    limits: Arc<Limits>,
 }
 
 /// What became of an error that was due.
@@ -53,16 +75,9 @@ pub enum Reply {
 }
 
 impl Replies {
-    /// For the TUN of this name; the global limit is shared among `workers`.
-    pub fn new(tun: &str, workers: usize) -> Replies {
-        Replies {
-            tun: tun.to_owned(),
-            addresses: Vec::new(),
-            read_ms: None,
-            all: Bucket { millitokens: u64::from(ICMP_BURST) * 1000, refilled_ms: 0 },
-            per_second: (ICMP_PER_SECOND / workers as u32).max(1),
-            by_source: Box::new([Bucket { millitokens: u64::from(ICMP_PER_SOURCE) * 1000, refilled_ms: 0 }; SOURCES]),
-        }
+    /// For the TUN of this name.
+    pub fn new(tun: &str, limits: Arc<Limits>) -> Replies {
+        Replies { tun: tun.to_owned(), addresses: Vec::new(), read_ms: None, limits }
     }
 
     /// Builds the error about `packet` into `out`, if one is due and allowed.
@@ -76,9 +91,9 @@ impl Replies {
                 (bits ^ (bits >> 32) ^ (bits >> 64) ^ (bits >> 96)) as u32
             }
         };
-        let bucket = &mut self.by_source[sender.wrapping_mul(0x9E37_79B1) as usize >> 24];
-        let allowed =
-            bucket.take(now_ms, ICMP_PER_SOURCE, ICMP_PER_SOURCE) && self.all.take(now_ms, self.per_second, ICMP_BURST);
+        let bucket = &self.limits.by_source[sender.wrapping_mul(0x9E37_79B1) as usize >> 24];
+        let allowed = bucket.take(now_ms, ICMP_PER_SOURCE, ICMP_PER_SOURCE)
+            && self.limits.all.take(now_ms, ICMP_PER_SECOND, ICMP_BURST);
         if allowed { Reply::Built(len) } else { Reply::Limited }
     }
 
@@ -103,7 +118,7 @@ mod tests {
 
     #[test]
     fn bucket_allows_the_burst_then_the_rate() {
-        let mut bucket = Bucket { millitokens: 10_000, refilled_ms: 0 };
+        let bucket = Bucket::full(10);
         assert_eq!((0..100).filter(|_| bucket.take(0, 10, 10)).count(), 10);
         assert_eq!((1..=1000).filter(|ms| bucket.take(*ms, 10, 10)).count(), 10);
         assert_eq!((0..100).filter(|_| bucket.take(1_000_000, 10, 10)).count(), 10);

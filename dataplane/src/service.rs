@@ -96,7 +96,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
     let command = Arc::new(AtomicU8::new(Command::Run as u8));
     let settings = Settings {
         tun_name: device.name.clone(),
-        workers: count,
+        icmp_limits: Arc::default(),
         peer_check: config.peer_check,
         spin: Duration::from_micros(config.spin_us.into()),
     };

@@ -22,7 +22,7 @@ use crate::pipeline::batch::{Batcher, Destination};
 use crate::pipeline::coalesce::Coalescer;
 use crate::pipeline::decap::{self, Known};
 use crate::pipeline::{Refusal, encap};
-use crate::replies::{Replies, Reply};
+use crate::replies::{Limits, Replies, Reply};
 use crate::shared::{Command, PeerCheck, WorkerView};
 use crate::underlay::UdpSocket;
 use std::io as stdio;
@@ -44,8 +44,8 @@ use weft_packet::{DropReason, Inner};
 pub struct Settings {
     /// TUN device name, for its addresses.
     pub tun_name: String,
-    /// Workers in all, for shares of limits.
-    pub workers: usize,
+    /// Rate limits of ICMP errors, which all workers share.
+    pub icmp_limits: Arc<Limits>,
     /// How strictly outer sources are checked.
     pub peer_check: PeerCheck,
     /// How long to look for work before sleeping.
@@ -100,7 +100,7 @@ impl<'a, E: Engine> Worker<'a, E> {
             batcher: Batcher::new(offloads.udp_gso.load(Relaxed)),
             coalescer: Coalescer::new(vnet, offloads.tun_tso.load(Relaxed), offloads.tun_uso.load(Relaxed)),
             path_mtus: PathMtus::new(),
-            replies: Replies::new(&settings.tun_name, settings.workers),
+            replies: Replies::new(&settings.tun_name, settings.icmp_limits.clone()),
             partial: None,
             vnet_len: if vnet { VNET_LEN } else { 0 },
             now_ms: monotonic().as_millis() as u64,

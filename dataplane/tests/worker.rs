@@ -231,7 +231,7 @@ impl Bench {
         };
         let settings = Settings {
             tun_name: "lo".to_owned(),
-            workers: 1,
+            icmp_limits: Arc::default(),
             peer_check: PeerCheck::Strict,
             spin: Duration::from_secs(1),
         };
