@@ -35,6 +35,14 @@ pub struct Frame {
     pub time: Instant,
 }
 
+impl Frame {
+    /// The protocol of the IPv4 packet in an Ethernet frame; `None` if something else is in it. (In an ARP frame the MAC address of the
+    /// sender stands where the protocol would.)
+    pub fn ipv4_protocol(&self) -> Option<u8> {
+        (self.bytes.get(12..14)? == [0x08, 0x00]).then(|| self.bytes.get(23).copied())?
+    }
+}
+
 /// A running capture. Dropping it ends it.
 #[derive(Debug)]
 pub struct Capture {

@@ -145,7 +145,7 @@ fn ten_thousand_garbage_datagrams_are_counted_and_nobody_is_answered() -> Result
         let Some(half) = half else { return Ok(()) };
         let tun = half.capture_tun()?;
         let sent_by_weftd = Capture::start(&half.host.node, "u0", |frame| {
-            frame.outgoing && matches!(frame.bytes.get(23), Some(&(ICMP | UDP)))
+            frame.outgoing && matches!(frame.ipv4_protocol(), Some(ICMP | UDP))
         })?;
         let stranger = half.peer.run(|| UdpSocket::bind(("192.0.2.2", 0)))?;
         for index in 0..COUNT {

@@ -113,7 +113,7 @@ fn tcp_and_udp_arrive_whole_both_ways_in_datagrams_of_one_packet_each() -> Resul
     for engine in ["uring", "epoll"] {
         let Some(mixed) = Mixed::build(engine, Mode::Wire)? else { return Ok(()) };
         let (a, b) = (&mixed.a.node, &mixed.b);
-        let sent = Capture::start(a, "u0", |frame| frame.outgoing && frame.bytes.get(23) == Some(&17))?;
+        let sent = Capture::start(a, "u0", |frame| frame.outgoing && frame.ipv4_protocol() == Some(17))?;
         tcp::transfer(a, b, there(), 2 << 20)?;
         tcp::transfer(b, a, mixed.here(), 2 << 20)?;
         // One after the other: the double has the original's small socket buffer, and loses what outruns it.

@@ -99,7 +99,7 @@ fn a_dead_peer_whose_kernel_says_port_unreachable_disturbs_nobody() -> Result<()
         let cluster = Tunnel::builder().each(|options| options.engine = Some(engine.into())).build_switched(3)?;
         let Some(mut cluster) = cluster else { return Ok(()) };
         cluster.hosts[2].weftd.process().stop()?;
-        let is_icmp = |frame: &weft_lab::Frame| !frame.outgoing && frame.bytes.get(23) == Some(&1);
+        let is_icmp = |frame: &weft_lab::Frame| !frame.outgoing && frame.ipv4_protocol() == Some(1);
         let told = Capture::start(&cluster.hosts[0].node, "u0", is_icmp)?;
         let [a, b, dead] = &cluster.hosts[..] else { unreachable!("three hosts were built") };
         let (alive, gone) = (b.overlay(Family::V4), dead.overlay(Family::V4));
