@@ -64,7 +64,10 @@ pub const FORMS: [(&str, &str); 15] = [
     ("udpgso@RATE", "RATE payload bits per second: udpgso@5g"),
     ("rr", "TCP request and response of 64 bytes, one at a time"),
     ("rr-load", "the same while tcp4 runs beside it"),
-    ("udprr", "a datagram of 64 bytes each way, one at a time; a response that takes more than a second is lost"),
+    (
+        "udprr",
+        "a datagram of 64 bytes to port 53 and one back, at a time, as DNS; a response that takes more than a second is lost",
+    ),
     ("udprr-load", "the same while tcp4 runs beside it"),
     ("flows", "request and response on 64 connections at once"),
     ("connect", "TCP connections: connect, a byte each way, close; two clients"),

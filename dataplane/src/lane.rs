@@ -10,9 +10,8 @@
 //! Both programs run in the kernel (eBPF). The steering program takes for sparse:
 //!  - TCP packets of up to [`SPARSE_LEN_MAX`] bytes that carry payload, or open or close a connection, of a flow that had
 //!    no longer packet for [`BULK_FLOW_MEMORY`];
-//!  - UDP packets up to that length, unless their flow is bulk: from its first longer packet until it was quiet for
-//!    [`BULK_FLOW_QUIET`];
-//!  - ICMP packets up to that length.
+//!  - ICMP packets up to that length, and UDP packets from or to port 53: questions to a name server, and answers, each of which
+//!    stands for itself. (Other UDP flows may be streams, which would get out of order when they become bulk.)
 //!
 //! Of all kinds no more than [`SPARSE_PACKETS_MAX`] in [`BUDGET_WINDOW`]: what comes beyond is a flood of small packets, for which
 //! one thread may not be enough, and its flows count as bulk.
@@ -21,13 +20,9 @@
 //! there. A flow goes one way until it was quiet for so long that nothing of it can be under way, so its packets keep their order, but
 //! for the turn of a flow that becomes bulk: there a packet in the lane may be overtaken by what follows.
 //!
-//! A flood pays for the look at its flow with each packet, so that look is short: a slot of an array, and no lock.
-//!
 //! The outer DSCP tells the receiving weftd; a peer that is stock flannel, or has no lane, does not look at it.
 
-use crate::limits::{
-    BUDGET_WINDOW, BULK_FLOW_MEMORY, BULK_FLOW_QUIET, BULK_FLOW_SLOTS, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX,
-};
+use crate::limits::{BUDGET_WINDOW, BULK_FLOW_MEMORY, BULK_FLOW_SLOTS, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX};
 use crate::sys::bpf::{Code, FP, Helper, If, Map, Op, Program, Reg, Size};
 use std::io;
 
@@ -57,6 +52,8 @@ const ICMP: i32 = 1;
 const TCP: i32 = 6;
 const UDP: i32 = 17;
 const ICMPV6: i32 = 58;
+/// The port of name servers (RFC 1035 section 4.2.1), as it lies in memory.
+const DNS: i32 = u16::from_ne_bytes([0, 53]) as i32;
 
 /// An odd number without pattern (2^31 times the golden ratio's fraction): multiplied by it, every bit reaches the upper half.
 const MIX: i32 = 0x4f1b_bcdd;
@@ -112,7 +109,7 @@ pub fn steering(workers: usize) -> io::Result<Program> {
     code.store(FP, ADDRESSES, 1);
     // An extension header is neither of these.
     code.load(Size::Byte, 1, FP, HEADER + 6);
-    code.jump_if(If::Equal, 1, ICMPV6, "icmp");
+    code.jump_if(If::Equal, 1, ICMPV6, "each for itself");
     code.jump("protocol");
 
     code.label("ipv4");
@@ -128,7 +125,7 @@ pub fn steering(workers: usize) -> io::Result<Program> {
     code.op(Op::And, 1, u16::from_ne_bytes([0x3f, 0xff]).into());
     code.jump_if(If::NotEqual, 1, 0, "worker");
     code.load(Size::Byte, 1, FP, HEADER + 9);
-    code.jump_if(If::Equal, 1, ICMP, "icmp");
+    code.jump_if(If::Equal, 1, ICMP, "each for itself");
 
     code.label("protocol");
     code.jump_if(If::Equal, 1, TCP, "tcp");
@@ -136,16 +133,13 @@ pub fn steering(workers: usize) -> io::Result<Program> {
     load_header(&mut code, Some(TRANSPORT), 8);
     code.load(Size::Word, 1, FP, HEADER);
     code.store(FP, PORTS, 1);
-    look_up_flow(&mut code, &bulk_flows);
-    code.jump_if(If::Above, LEN, SPARSE_LEN_MAX as i32, "bulk");
-    code.load(Size::Double, 1, SLOT, 0);
-    code.op_by(Op::Set, 2, NOW);
-    code.op_by(Op::Sub, 2, 1);
-    // What is bulk stays it as long as it goes on.
-    code.jump_if(If::Below, 2, BULK_FLOW_QUIET.as_nanos() as i32, "bulk");
-    code.jump("sparse");
+    for port in [HEADER, HEADER + 2] {
+        code.load(Size::Half, 1, FP, port);
+        code.jump_if(If::Equal, 1, DNS, "each for itself");
+    }
+    code.jump("worker");
 
-    code.label("icmp");
+    code.label("each for itself");
     code.jump_if(If::Above, LEN, SPARSE_LEN_MAX as i32, "worker");
     look_up_flow(&mut code, &bulk_flows);
     code.jump("sparse");

@@ -69,9 +69,6 @@ pub const NAP: Duration = Duration::from_micros(50);
 pub const SPARSE_LEN_MAX: usize = 512;
 /// How long after a longer packet a TCP flow counts as bulk: longer than its packets are under way, so that none is overtaken.
 pub const BULK_FLOW_MEMORY: Duration = Duration::from_millis(100);
-/// How long a UDP flow that is bulk must be quiet to be sparse again: less than what lies between two packets of a call (20 ms), more
-/// than what stands in the queues takes to pass (11 ms at the 99th percentile on the slowest machine measured).
-pub const BULK_FLOW_QUIET: Duration = Duration::from_millis(15);
 /// Slots for the times of bulk flows, by a hash of addresses and ports, 8 bytes each. A power of two. A flow that shares its slot with a
 /// bulk flow passes for bulk, too.
 pub const BULK_FLOW_SLOTS: u32 = 1 << 16;

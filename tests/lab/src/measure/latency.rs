@@ -16,6 +16,8 @@ use super::{CpuTime, Path, Run, join, unless_over};
 
 /// Bytes of a request, and of its response.
 pub const REQUEST_LEN: usize = 64;
+/// Where datagrams are answered: a tunnel may know questions to a name server by it.
+const DNS_PORT: u16 = 53;
 /// How long a datagram's response is waited for before the next request.
 const LOST_AFTER: Duration = Duration::from_secs(1);
 /// The longest round-trip time that the histogram tells apart, in nanoseconds.
@@ -92,12 +94,12 @@ fn respond(mut stream: &TcpStream) -> Result<()> {
     }
 }
 
-/// The same with datagrams. A request whose response does not come within a second is lost, and the next one is sent.
+/// The same with datagrams, to port 53. A request whose response does not come within a second is lost, and the next one is sent.
 ///
 /// # Errors
 /// If a socket fails, a response is wrong, or [`super::Stopped`].
 pub fn udp_latency(path: &Path<'_>, bulk_flows: usize, run: &mut Run<'_>) -> Result<Latency> {
-    let server = path.to.run(|| UdpSocket::bind((path.address, 0)))?;
+    let server = path.to.run(|| UdpSocket::bind((path.address, DNS_PORT)))?;
     let any: IpAddr = if path.address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     let client = path.from.run(|| UdpSocket::bind((any, 0)))?;
     client.connect(server.local_addr()?)?;
