@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use weft_dataplane::lane::{LANE_TOS, choosing, steering};
-use weft_dataplane::limits::{BUDGET_WINDOW, BULK_FLOW_MEMORY, BULK_FLOW_QUIET, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX};
+use weft_dataplane::limits::{BUDGET_WINDOW, BULK_FLOW_MEMORY, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX};
 use weft_dataplane::sys::bpf::Program;
 use weft_lab::Lab;
 
