@@ -37,7 +37,7 @@ pub use link::{Link, LinkRef};
 pub use mac::{MacAddr, MacParseError};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use new_link::{NewLink, NewLinkKind, Veth, Vxlan};
-pub use qdisc::TokenBucket;
+pub use qdisc::{PacketBucket, TokenBucket};
 pub use route::{Resolved, Route, RouteFilter, RouteKind, protocol, table};
 pub use socket::Netlink;
 
