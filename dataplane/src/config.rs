@@ -65,6 +65,9 @@ pub struct Config {
     /// No UDP super-packets to or from the TUN
     #[arg(long)]
     pub no_tun_uso: bool,
+    /// Drop what senders on this host send too fast, instead of making them wait
+    #[arg(long)]
+    pub no_backpressure: bool,
     /// No worker of their own for sparse flows, whose packets then wait behind bulk traffic
     #[arg(long)]
     pub no_sparse_lane: bool,

@@ -284,6 +284,8 @@ pub struct Io {
     pub writes: Slots<WriteOp>,
     /// Reads that the worker has not looked at.
     pub tun_rx: VecDeque<TunRx>,
+    /// A read found the TUN queue empty; whoever looks takes it back.
+    pub tun_empty: bool,
     /// Receives that the worker has not looked at.
     pub udp_rx: VecDeque<UdpRx>,
     /// Sends that the kernel refused, with the error.
@@ -301,6 +303,7 @@ impl Io {
             sends: Slots::new(SEND_OPS, SendOp::new),
             writes: Slots::new(WRITE_OPS, |_| WriteOp::new()),
             tun_rx: VecDeque::with_capacity(TUN_FRAMES),
+            tun_empty: false,
             udp_rx: VecDeque::with_capacity(UDP_FRAMES),
             failed_sends: VecDeque::with_capacity(SEND_OPS),
             failed_writes: VecDeque::with_capacity(WRITE_OPS),

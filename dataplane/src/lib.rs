@@ -1,6 +1,7 @@
 //! weftd as a library: queues, engines, the packet path, the control server.
 #![deny(unsafe_code)] // allowed in `sys`, `engine` and `pool`, and for one borrowed descriptor in `tun::simple`
 
+pub mod backpressure;
 pub mod config;
 pub mod engine;
 pub mod holder;

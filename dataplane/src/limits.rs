@@ -76,8 +76,21 @@ pub const BULK_FLOW_SLOTS: u32 = 1 << 16;
 pub const SPARSE_PACKETS_MAX: u32 = 100;
 /// ... in this time. Some 100,000 a second: a quarter of what a thread carries.
 pub const BUDGET_WINDOW: Duration = Duration::from_millis(1);
-/// The lane's turns at a core: the shortest that the kernel grants, since it never has much to do at a time.
-pub const LANE_SLICE: Duration = Duration::from_micros(100);
+/// Turns at a core of threads that never have much to do at a time, the lane and the one that grants: the shortest that the kernel
+/// knows.
+pub const SHORT_SLICE: Duration = Duration::from_micros(100);
+
+/// Packets that each queue of the TUN holds (its txqueuelen), and the bucket before it: what a worker carries in 2 to 5 ms.
+pub const TUN_QUEUE_LEN: usize = 1000;
+/// Packets that may enter a worker's queue by one grant. Two grants fit.
+pub const GRANT_MAX: usize = TUN_QUEUE_LEN / 2;
+/// The same for super-packets, by their bytes: what two grants bring stays in a cache of 4 MiB, ...
+pub const GRANT_BYTES: usize = 2 << 20;
+/// ... and no fewer than a turn or two reads.
+pub const GRANT_MIN: usize = 16;
+/// How often a packet may enter a worker's queue without a grant, and how late a grant may serve those who wait: several times a
+/// millisecond, a timer each.
+pub const TRICKLE: Duration = Duration::from_micros(200);
 
 /// ICMP errors per second to one source, and its burst (RFC 4443 section 2.4 f names 10 and 10).
 pub const ICMP_PER_SOURCE: u32 = 10;
@@ -95,6 +108,7 @@ pub const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 pub const SOCKET_BUFFER_LEN: i32 = 8 << 20;
 
 const _: () = assert!(FRAME_LEN >= HEADROOM + 16 + 28 + 24 + PACKET_LEN_MAX);
+const _: () = assert!(2 * GRANT_MAX <= TUN_QUEUE_LEN && GRANT_MIN <= GRANT_MAX);
 const _: () = assert!(TUN_FRAMES.is_power_of_two() && UDP_FRAMES.is_power_of_two());
 const _: () = assert!(SEND_OPS >= TUN_FRAMES && SEND_OPS + WRITE_OPS < u16::MAX as usize);
 const _: () = assert!(FRAME_LEN >= UDP_PAYLOAD_MAX);

@@ -2,13 +2,14 @@
 //!
 //! Nothing that another process could see is changed before everything that can be refused was asked for.
 
+use crate::backpressure::{Backpressure, Grants};
 use crate::config::{Config, EngineChoice};
 use crate::engine::epoll::Epoll;
 use crate::engine::uring::{self, Uring};
 use crate::engine::{Descriptors, Engine};
 use crate::holder;
 use crate::lane;
-use crate::limits::{FRAME_LEN, LANE_SLICE};
+use crate::limits::{FRAME_LEN, SHORT_SLICE};
 use crate::server::{self, ListenError, Listener, ServeError, SetLogLevel, WorkerGuard, watch};
 use crate::shared::{Command, Facts, Offloads, Shared, WorkerView};
 use crate::sys::bpf::Program;
@@ -75,6 +76,8 @@ struct QueuePair {
 pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), ServiceError> {
     let (wanted_engine, note) = choose_engine(config.engine)?;
     let device = open_tun(config)?;
+    // Before the device is up: what is in a discipline that goes is lost.
+    let backpressure = hold_senders(config, &device);
     let count = device.queues.len();
     let has_lane = count > config.worker_count();
     let wanted = UdpCaps { gso: !config.no_udp_gso, gro: !config.no_udp_gro };
@@ -119,6 +122,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
             view,
             command: command.clone(),
             settings: settings.clone(),
+            grants: backpressure.as_ref().filter(|_| !is_lane).map(|held| (held.grants().clone(), index)),
             fib: fib.clone(),
             receive_len_max: usize::from(mtu) + RECEIVE_SLACK,
         };
@@ -149,7 +153,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
         peer_check: config.peer_check,
         spin_us: config.spin_us,
     };
-    log_start(&facts, config.worker_count(), device.caps, udp_caps, has_lane);
+    log_start(&facts, config.worker_count(), device.caps, udp_caps, backpressure.is_some(), has_lane);
 
     let wake = move || {
         for wake in &wakes {
@@ -242,6 +246,19 @@ fn open_tun(config: &Config) -> Result<TunDevice, ServiceError> {
     }
 }
 
+/// Buckets before the queues of the workers, or a line that says why not.
+fn hold_senders(config: &Config, device: &TunDevice) -> Option<Backpressure> {
+    if config.no_backpressure || config.opener == Opener::Simple {
+        if let Err(error) = Backpressure::clear(device.index) {
+            warn!("{error}");
+        }
+        return None;
+    }
+    let workers = config.worker_count().min(device.queues.len());
+    let warned = |error| warn!("senders that are too fast lose packets, instead of waiting: {error}");
+    Backpressure::install(device.index, workers).map_err(warned).ok()
+}
+
 /// The lane's program, or a line that says why there will be no lane.
 fn load_steering(workers: usize) -> Option<Program> {
     let warned = |error: io::Error| {
@@ -275,12 +292,13 @@ fn offloads(tun: TunCaps, udp: UdpCaps, is_lane: bool) -> Offloads {
     offloads
 }
 
-fn log_start(facts: &Facts, workers: usize, tun: TunCaps, udp: UdpCaps, has_lane: bool) {
+fn log_start(facts: &Facts, workers: usize, tun: TunCaps, udp: UdpCaps, holds_senders: bool, has_lane: bool) {
     let on = [
         (tun.tso, "tun-tso"),
         (tun.uso, "tun-uso"),
         (udp.gso, "udp-gso"),
         (udp.gro, "udp-gro"),
+        (holds_senders, "backpressure"),
         (has_lane, "sparse-lane"),
     ]
     .into_iter()
@@ -302,6 +320,8 @@ struct WorkerThread {
     view: Arc<WorkerView>,
     command: Arc<AtomicU8>,
     settings: Settings,
+    /// Where it asks for packets, and its queue there.
+    grants: Option<(Arc<Grants>, usize)>,
     fib: Arc<FibCell>,
     receive_len_max: usize,
 }
@@ -319,7 +339,7 @@ impl WorkerThread {
         // Naps are of microseconds; the kernel would round them up by 50. Where it may not be set, they are longer.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         if self.view.offloads.sparse_lane.load(Relaxed)
-            && let Err(error) = sched::set_slice(LANE_SLICE)
+            && let Err(error) = sched::set_slice(SHORT_SLICE)
         {
             warn!("the lane is scheduled like every thread: {error}");
         }
@@ -349,8 +369,12 @@ impl WorkerThread {
 
     fn forward(&self, engine: impl Engine) -> io::Result<()> {
         let QueuePair { tun, udp, .. } = &self.pair;
-        Worker::new(engine, tun.as_fd(), udp, self.view.clone(), self.command.clone(), self.settings.clone())?
-            .run(&self.fib.reader())
+        let (view, command) = (self.view.clone(), self.command.clone());
+        let mut worker = Worker::new(engine, tun.as_fd(), udp, view, command, self.settings.clone())?;
+        if let Some((grants, queue)) = self.grants.clone() {
+            worker.hold_senders(grants, queue);
+        }
+        worker.run(&self.fib.reader())
     }
 
     fn explain(&self, error: &io::Error) -> String {

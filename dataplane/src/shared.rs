@@ -39,6 +39,8 @@ pub struct Offloads {
     pub tun_tso: AtomicBool,
     /// UDP super-packets to and from TUN (Linux 6.2).
     pub tun_uso: AtomicBool,
+    /// Senders wait when they are faster than this worker.
+    pub backpressure: AtomicBool,
     /// This worker is the lane of sparse flows.
     pub sparse_lane: AtomicBool,
     /// One send, many datagrams (UDP_SEGMENT).

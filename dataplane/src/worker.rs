@@ -7,13 +7,16 @@
 //!  4. every UDP receive goes through `pipeline::decap` into the coalescer;
 //!  5. open batches and chains are queued;
 //!  6. refused operations are dealt with one packet at a time (`worker::refused`);
-//!  7. it spins, naps or sleeps, whichever suits the traffic (`worker::tempo`).
+//!  7. more packets are let into the TUN queue, if it is time (`worker::credit`);
+//!  8. it spins, naps or sleeps, whichever suits the traffic (`worker::tempo`).
 //!
 //! In steady state a turn takes no lock, allocates nothing, reads the clock once and logs nothing.
 
+mod credit;
 mod refused;
 pub mod tempo;
 
+use crate::backpressure::Grants;
 use crate::engine::{Engine, Wait};
 use crate::io::{Io, TunRx, UdpRx};
 use crate::limits::{NAP, SCRATCH_LEN};
@@ -25,6 +28,7 @@ use crate::pipeline::{Refusal, encap};
 use crate::replies::{Limits, Replies, Reply};
 use crate::shared::{Command, PeerCheck, WorkerView};
 use crate::underlay::UdpSocket;
+use credit::{Credit, Reading};
 use std::io as stdio;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -74,6 +78,7 @@ pub struct Worker<'a, E> {
     coalescer: Coalescer,
     path_mtus: PathMtus,
     replies: Replies,
+    credit: Option<Credit>,
     partial: Option<Partial>,
     vnet_len: usize,
     /// CLOCK_MONOTONIC at the end of the last turn, milliseconds.
@@ -101,6 +106,7 @@ impl<'a, E: Engine> Worker<'a, E> {
             coalescer: Coalescer::new(vnet, offloads.tun_tso.load(Relaxed), offloads.tun_uso.load(Relaxed)),
             path_mtus: PathMtus::new(),
             replies: Replies::new(&settings.tun_name, settings.icmp_limits.clone()),
+            credit: None,
             partial: None,
             vnet_len: if vnet { VNET_LEN } else { 0 },
             now_ms: monotonic().as_millis() as u64,
@@ -108,6 +114,12 @@ impl<'a, E: Engine> Worker<'a, E> {
             command,
             settings,
         })
+    }
+
+    /// Makes senders wait for this worker, whose TUN queue is the `queue`th.
+    pub fn hold_senders(&mut self, grants: Arc<Grants>, queue: usize) {
+        self.credit = Some(Credit::new(grants, queue));
+        self.view.offloads.backpressure.store(true, Relaxed);
     }
 
     /// Carries packets until told to drain, then finishes what was read. An error means that the queue pair broke.
@@ -131,6 +143,7 @@ impl<'a, E: Engine> Worker<'a, E> {
             let received = self.io.received();
             tempo.note(now, &received);
             self.carry(fib);
+            self.let_in(now);
             self.count_turn(wait);
             let pause = tempo.pause(now, &received, self.has_work());
             wait = match pause {
@@ -171,6 +184,21 @@ impl<'a, E: Engine> Worker<'a, E> {
     /// Whether batches or chains wait for what the next turn may add. It comes at once, and ends them if it adds nothing.
     fn holds(&self) -> bool {
         self.batcher.holds() || self.coalescer.holds()
+    }
+
+    /// Lets packets into the TUN queue, as far as they are held back.
+    fn let_in(&mut self, now: Duration) {
+        let Some(credit) = &mut self.credit else { return };
+        let counters = &self.view.stats.counters;
+        let reading = Reading {
+            packets: counters.tun_read_packets.get(),
+            bytes: counters.tun_read_bytes.get(),
+            found_empty: std::mem::take(&mut self.io.tun_empty),
+        };
+        if !credit.turn(now, reading) {
+            self.credit = None;
+            self.view.offloads.backpressure.store(false, Relaxed);
+        }
     }
 
     fn count_turn(&mut self, wait: Wait) {

@@ -129,6 +129,9 @@ pub struct OffloadReport {
     pub udp_gso: bool,
     /// One receive, many datagrams.
     pub udp_gro: bool,
+    /// Senders on this host wait when they are faster than weftd.
+    #[serde(default)]
+    pub backpressure: bool,
     /// A worker of its own for sparse flows, beside the others; of one worker: whether it is that one.
     #[serde(default)]
     pub sparse_lane: bool,
@@ -136,13 +139,14 @@ pub struct OffloadReport {
 
 impl OffloadReport {
     /// (name, in use) of each.
-    pub fn each(&self) -> [(&'static str, bool); 6] {
+    pub fn each(&self) -> [(&'static str, bool); 7] {
         [
             ("tun_vnet", self.tun_vnet),
             ("tun_tso", self.tun_tso),
             ("tun_uso", self.tun_uso),
             ("udp_gso", self.udp_gso),
             ("udp_gro", self.udp_gro),
+            ("backpressure", self.backpressure),
             ("sparse_lane", self.sparse_lane),
         ]
     }

@@ -87,7 +87,11 @@ impl<'a> Calls<'a> {
             }
             Err(error) => {
                 io.pool.release(frame);
-                if error == rustix::io::Errno::AGAIN { Ok(None) } else { Err(error.into()) }
+                if error != rustix::io::Errno::AGAIN {
+                    return Err(error.into());
+                }
+                io.tun_empty = true;
+                Ok(None)
             }
         }
     }

@@ -293,8 +293,10 @@ impl<'a> Uring<'a> {
                 }
                 KIND_TUN_READ => {
                     self.tun_reads.empty(frame);
-                    if !matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED) {
-                        broken = Err(error());
+                    match -result {
+                        libc::EAGAIN => io.tun_empty = true,
+                        libc::EINTR | libc::ECANCELED => {}
+                        _ => broken = Err(error()),
                     }
                 }
                 KIND_UDP_RECV if result >= 0 => {

@@ -270,6 +270,7 @@ impl<'a> Core<'a> {
                 tun_uso: every(|offloads| offloads.tun_uso),
                 udp_gso: every(|offloads| offloads.udp_gso),
                 udp_gro: every(|offloads| offloads.udp_gro),
+                backpressure: now.iter().any(|offloads| offloads.backpressure),
                 sparse_lane: now.iter().any(|offloads| offloads.sparse_lane),
             },
             offloads_lost: lost,
@@ -380,6 +381,7 @@ fn read_offloads(offloads: &Offloads) -> OffloadReport {
         tun_uso: offloads.tun_uso.load(Relaxed),
         udp_gso: offloads.udp_gso.load(Relaxed),
         udp_gro: offloads.udp_gro.load(Relaxed),
+        backpressure: offloads.backpressure.load(Relaxed),
         sparse_lane: offloads.sparse_lane.load(Relaxed),
     }
 }
