@@ -42,7 +42,7 @@ pub struct WeftSpec {
     pub workers: Option<u32>,
     /// Another weftd than the one beside weft-bench.
     pub binary: Option<PathBuf>,
-    /// Offloads that are switched off: `udp-gso`, `udp-gro`, `tun-tso`, `tun-uso`, `sparse-lane`.
+    /// Offloads that are switched off: `udp-gso`, `udp-gro`, `tun-tso`, `tun-uso`, `backpressure`, `sparse-lane`.
     pub off: Vec<String>,
 }
 
@@ -53,7 +53,7 @@ pub const FORMS: [(&str, &str); 11] = [
     ("weft:opener=simple", "one TUN queue without offloads; or opener=native"),
     ("weft:spin=US", "a worker looks for work for US microseconds before it sleeps; 0: not at all"),
     ("weft:workers=N", "N worker threads on each host"),
-    ("weft:udp-gso=off", "without an offload; also udp-gro, tun-tso, tun-uso, sparse-lane"),
+    ("weft:udp-gso=off", "without an offload; also udp-gro, tun-tso, tun-uso, backpressure, sparse-lane"),
     ("weft:bin=PATH", "another build of weftd; settings combine: weft:bin=PATH,engine=epoll,spin=0"),
     ("vxlan", "kernel VXLAN as flannel programs it: VNI 1, permanent neighbour and forwarding entry"),
     ("host-gw", "a plain route, no tunnel"),
@@ -66,7 +66,7 @@ pub const FORMS: [(&str, &str); 11] = [
 
 /// Each subject has an overlay network of its own, 10.100.0.0/16 to 10.199.0.0/16.
 const COUNT_MAX: usize = 100;
-const SWITCHES: [&str; 5] = ["udp-gso", "udp-gro", "tun-tso", "tun-uso", "sparse-lane"];
+const SWITCHES: [&str; 6] = ["udp-gso", "udp-gro", "tun-tso", "tun-uso", "backpressure", "sparse-lane"];
 
 impl SubjectSpec {
     /// Reads one subject.

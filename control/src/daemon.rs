@@ -150,6 +150,7 @@ pub fn arguments(tunnel: &Tunnel, socket: &Path) -> Vec<String> {
         ("--no-udp-gro", dataplane.udp_gro),
         ("--no-tun-tso", dataplane.tun_tso),
         ("--no-tun-uso", dataplane.tun_uso),
+        ("--no-backpressure", dataplane.backpressure),
         ("--no-sparse-lane", dataplane.sparse_lane),
     ];
     arguments.extend(switches.iter().filter(|(_, on)| !on).map(|(flag, _)| (*flag).to_owned()));

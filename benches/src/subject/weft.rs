@@ -136,7 +136,7 @@ impl Weft {
     /// An offload that is off because the subject says so.
     fn is_off(&self, offload: &str) -> bool {
         let is_simple = self.spec.opener.as_deref() == Some("simple");
-        (is_simple && (offload.starts_with("tun_") || offload == "sparse_lane"))
+        (is_simple && (offload.starts_with("tun_") || ["backpressure", "sparse_lane"].contains(&offload)))
             || self.spec.off.iter().any(|off| off.replace('-', "_") == offload)
     }
 

@@ -63,6 +63,8 @@ pub struct UdpOptions {
     pub engine: String,
     /// weftd's `--workers`.
     pub workers: Option<u32>,
+    /// Without it weftd gets `--no-backpressure`.
+    pub backpressure: bool,
     /// Without it weftd gets `--no-sparse-lane`.
     pub sparse_lane: bool,
 }
@@ -133,7 +135,7 @@ impl Udp {
     }
 
     fn wanted_weftd(&self) -> Result<Start, BackendError> {
-        let UdpOptions { peer_check, engine, workers, sparse_lane, .. } = &self.options;
+        let UdpOptions { peer_check, engine, workers, backpressure, sparse_lane, .. } = &self.options;
         let socket = self.paths().socket().display().to_string();
         let mut arguments: Vec<String> = Vec::new();
         let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
@@ -146,8 +148,10 @@ impl Udp {
         if let Some(workers) = workers {
             option("--workers", workers.to_string());
         }
-        if !sparse_lane {
-            arguments.push("--no-sparse-lane".to_owned());
+        for (flag, on) in [("--no-backpressure", backpressure), ("--no-sparse-lane", sparse_lane)] {
+            if !on {
+                arguments.push(flag.to_owned());
+            }
         }
         Ok(Start { arguments, mtu: self.mtu() })
     }

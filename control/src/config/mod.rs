@@ -95,6 +95,8 @@ pub struct Dataplane {
     pub tun_tso: bool,
     /// UDP super-packets to and from the TUN (Linux 6.2).
     pub tun_uso: bool,
+    /// Senders on this host wait when they are faster than weftd.
+    pub backpressure: bool,
     /// A worker of their own for sparse flows.
     pub sparse_lane: bool,
 }
@@ -111,6 +113,7 @@ impl Default for Dataplane {
             udp_gro: true,
             tun_tso: true,
             tun_uso: true,
+            backpressure: true,
             sparse_lane: true,
         }
     }

@@ -74,6 +74,7 @@ udp_gso = false
 udp_gro = false
 tun_tso = false
 tun_uso = false
+backpressure = false
 sparse_lane = false
 [[peer]]
 name = "b"
@@ -92,6 +93,7 @@ aliases = ["2001:db8::7"]
         udp_gro: false,
         tun_tso: false,
         tun_uso: false,
+        backpressure: false,
         sparse_lane: false,
     };
     assert_eq!(tunnel.dataplane, dataplane);

@@ -55,6 +55,7 @@ const DATAPLANE_KEYS: &[&str] = &[
     "udp_gro",
     "tun_tso",
     "tun_uso",
+    "backpressure",
     "sparse_lane",
 ];
 
@@ -157,6 +158,7 @@ fn dataplane(table: &Section<'_>, report: &mut Report) -> (Dataplane, Option<Spa
         udp_gro: table.flag("udp_gro", report).unwrap_or(default.udp_gro),
         tun_tso: table.flag("tun_tso", report).unwrap_or(default.tun_tso),
         tun_uso: table.flag("tun_uso", report).unwrap_or(default.tun_uso),
+        backpressure: table.flag("backpressure", report).unwrap_or(default.backpressure),
         sparse_lane: table.flag("sparse_lane", report).unwrap_or(default.sparse_lane),
     };
     (dataplane, workers)

@@ -196,6 +196,7 @@ fn make_backend(
                 peer_check: flags.peer_check.clone(),
                 engine: flags.engine.clone(),
                 workers: flags.workers,
+                backpressure: flags.backpressure,
                 sparse_lane: flags.sparse_lane,
             };
             Box::new(Udp::new(options, external.clone(), signals.flag()))

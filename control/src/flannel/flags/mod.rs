@@ -114,6 +114,8 @@ pub struct Flags {
     pub engine: String,
     /// `--workers`.
     pub workers: Option<u32>,
+    /// `--backpressure`.
+    pub backpressure: bool,
     /// `--sparse-lane`.
     pub sparse_lane: bool,
 }
@@ -199,6 +201,7 @@ impl Given {
                 "" => None,
                 _ => Some(self.integer("workers", 1, WORKERS_MAX, "")? as u32),
             },
+            backpressure: self.boolean("backpressure")?,
             sparse_lane: self.boolean("sparse-lane")?,
         })
     }

@@ -61,6 +61,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("peer-check", "off"),
     ("engine", "epoll"),
     ("workers", "3"),
+    ("backpressure", "false"),
     ("sparse-lane", "false"),
     ("kube-subnet-mgr", "true"),
     ("kube-api-url", "https://192.0.2.9"),

@@ -90,6 +90,7 @@ fn runs_as_meant(host: &Host, variant: Variant) -> Result<()> {
         tun_uso: native,
         udp_gso: true,
         udp_gro: true,
+        backpressure: native,
         sparse_lane: native,
     };
     ensure!(status.offloads == offloads && status.offloads_lost.is_empty(), "offloads: {:?}", status.offloads);

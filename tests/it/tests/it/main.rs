@@ -3,6 +3,7 @@
 //! Each module draws its topology on top. Everything here needs root; see [`weft_lab`] for what happens without. The
 //! programs under test are those next to this binary: `cargo build` makes them.
 
+mod backpressure;
 mod bench;
 mod cli;
 mod craft;

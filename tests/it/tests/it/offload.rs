@@ -20,8 +20,15 @@ use crate::support::{Family, Stats, TIMEOUT, Tunnel};
 /// Payload of each TCP direction, in bytes.
 const TRANSFER_LEN: u64 = 8 << 20;
 /// All that a native TUN and a socket of this kernel have.
-const ALL: OffloadReport =
-    OffloadReport { tun_vnet: true, tun_tso: true, tun_uso: true, udp_gso: true, udp_gro: true, sparse_lane: true };
+const ALL: OffloadReport = OffloadReport {
+    tun_vnet: true,
+    tun_tso: true,
+    tun_uso: true,
+    udp_gso: true,
+    udp_gro: true,
+    backpressure: true,
+    sparse_lane: true,
+};
 /// What is left of it with all switches off.
 const NONE: OffloadReport = OffloadReport {
     tun_vnet: true,
@@ -29,10 +36,12 @@ const NONE: OffloadReport = OffloadReport {
     tun_uso: false,
     udp_gso: false,
     udp_gro: false,
+    backpressure: false,
     sparse_lane: false,
 };
 /// The flags that switch off what `ALL` has, but for the virtio-net header.
-const SWITCHES: [&str; 5] = ["--no-udp-gso", "--no-udp-gro", "--no-tun-tso", "--no-tun-uso", "--no-sparse-lane"];
+const SWITCHES: [&str; 6] =
+    ["--no-udp-gso", "--no-udp-gro", "--no-tun-tso", "--no-tun-uso", "--no-backpressure", "--no-sparse-lane"];
 
 #[test]
 fn with_all_offloads_super_packets_cross_as_batches() -> Result<()> {
@@ -62,6 +71,11 @@ fn without_tun_uso_every_udp_segment_is_one_packet() -> Result<()> {
 #[test]
 fn without_a_lane_sparse_flows_take_the_way_of_all() -> Result<()> {
     moves_traffic(&["--no-sparse-lane"], OffloadReport { sparse_lane: false, ..ALL })
+}
+
+#[test]
+fn without_backpressure_packets_enter_as_they_come() -> Result<()> {
+    moves_traffic(&["--no-backpressure"], OffloadReport { backpressure: false, ..ALL })
 }
 
 #[test]
