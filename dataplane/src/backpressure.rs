@@ -22,9 +22,10 @@
 //! [`TUN_QUEUE_LEN`] do.
 
 use crate::limits::{GRANT_MAX, SHORT_SLICE, TRICKLE, TUN_QUEUE_LEN};
+use crate::shared::WorkerView;
 use crate::sys::sched;
 use std::io;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
@@ -58,24 +59,21 @@ impl Grants {
             granter.unpark();
         }
     }
-
-    fn end(&self) -> bool {
-        !self.is_over.swap(true, AcqRel)
-    }
 }
 
 /// The buckets before the queues of a TUN, and the thread that fills them. Dropped, it takes them away.
 #[derive(Debug)]
 pub struct Backpressure {
+    tun: u32,
     grants: Arc<Grants>,
     granter: Option<JoinHandle<()>>,
 }
 
 impl Backpressure {
-    /// Puts buckets before the first `queues` queues of a TUN, which gets room for [`TUN_QUEUE_LEN`] packets in each.
+    /// Puts full buckets before the first `queues` queues of a TUN, which gets room for [`TUN_QUEUE_LEN`] packets in each.
     ///
     /// # Errors
-    /// [`Refused`]: nothing is changed then but that room.
+    /// The kernel's, or a discipline there that somebody chose: nothing is changed then but that room.
     pub fn install(tun: u32, queues: usize) -> Result<Backpressure, Refused> {
         let mut netlink = Netlink::open()?;
         if netlink.expect_link(tun)?.txqueuelen < TUN_QUEUE_LEN as u32 {
@@ -90,11 +88,31 @@ impl Backpressure {
         }
         let wanted = (0..queues).map(|_| AtomicU32::new(0)).collect();
         let grants = Arc::new(Grants { wanted, is_over: AtomicBool::new(false), granter: OnceLock::new() });
-        let ours = grants.clone();
-        let granter =
-            thread::Builder::new().name("weft-grants".to_owned()).spawn(move || grant(netlink, tun, &ours))?;
-        let _ = grants.granter.set(granter.thread().clone());
-        Ok(Backpressure { grants, granter: Some(granter) })
+        Ok(Backpressure { tun, grants, granter: None })
+    }
+
+    /// Begins to grant. When it has to stop, it takes backpressure off the list of offloads in `views`.
+    pub fn start(&mut self, views: Vec<Arc<WorkerView>>) -> io::Result<()> {
+        let (tun, grants) = (self.tun, self.grants.clone());
+        let work = move || {
+            // Woken late it would leave senders waiting while there is room for them.
+            if let Err(error) = sched::set_slice(SHORT_SLICE) {
+                warn!("the thread that grants is scheduled like every thread: {error}");
+            }
+            if let Err(error) = grant(tun, &grants) {
+                grants.is_over.store(true, Release);
+                views.iter().for_each(|view| view.offloads.backpressure.store(false, Relaxed));
+                warn!(
+                    "senders that are too fast lose packets from now on: {error}; restart weftd to hold them back again"
+                );
+            }
+        };
+        let granter = thread::Builder::new().name("weft-grants".to_owned()).spawn(work)?;
+        let _ = self.grants.granter.set(granter.thread().clone());
+        // For what was asked before the workers could wake it.
+        granter.thread().unpark();
+        self.granter = Some(granter);
+        Ok(())
     }
 
     /// Takes away what an earlier weftd may have left at a persistent TUN.
@@ -110,24 +128,21 @@ impl Backpressure {
 
 impl Drop for Backpressure {
     fn drop(&mut self) {
-        self.grants.end();
+        let is_ours = !self.grants.is_over.swap(true, Release);
         if let Some(granter) = self.granter.take() {
             granter.thread().unpark();
             let _ = granter.join();
         }
+        if is_ours && let Err(error) = Backpressure::clear(self.tun) {
+            warn!("{error}");
+        }
     }
 }
 
-/// Why senders are not held back.
+/// Why senders are not held back; the message carries the remedy.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// The kernel's answer.
-    #[error("{0}{help}", help = remedy(.0))]
-    Netlink(#[from] NetlinkError),
-    /// No thread.
-    #[error("cannot start a thread: {0}")]
-    Thread(#[from] io::Error),
-}
+#[error("{0}{help}", help = remedy(.0))]
+pub struct Refused(#[from] NetlinkError);
 
 fn remedy(error: &NetlinkError) -> &'static str {
     match error.errno() {
@@ -144,27 +159,17 @@ fn bucket(queue: usize, packets: u32) -> PacketBucket {
 }
 
 /// Fills buckets as asked for, until the end.
-fn grant(mut netlink: Netlink, tun: u32, grants: &Grants) {
-    // Woken late it would leave senders waiting while there is room for them.
-    if let Err(error) = sched::set_slice(SHORT_SLICE) {
-        warn!("the thread that grants is scheduled like every thread: {error}");
-    }
+fn grant(tun: u32, grants: &Grants) -> Result<(), NetlinkError> {
+    let mut netlink = Netlink::open()?;
     while !grants.is_over() {
         for (queue, wanted) in grants.wanted.iter().enumerate() {
             let packets = wanted.load(Acquire);
-            if packets == 0 {
-                continue;
+            if packets > 0 {
+                netlink.set_packet_bucket(tun, &bucket(queue, packets))?;
+                wanted.store(0, Release);
             }
-            if let Err(error) = netlink.set_packet_bucket(tun, &bucket(queue, packets)) {
-                grants.end();
-                warn!(
-                    "senders that are too fast lose packets from now on: {error}; restart weftd to hold them back again"
-                );
-                return;
-            }
-            wanted.store(0, Release);
         }
         thread::park();
     }
-    let _ = netlink.unite_queues(tun);
+    Ok(())
 }

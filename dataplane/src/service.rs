@@ -76,8 +76,6 @@ struct QueuePair {
 pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), ServiceError> {
     let (wanted_engine, note) = choose_engine(config.engine)?;
     let device = open_tun(config)?;
-    // Before the device is up: what is in a discipline that goes is lost.
-    let backpressure = hold_senders(config, &device);
     let count = device.queues.len();
     let has_lane = count > config.worker_count();
     let wanted = UdpCaps { gso: !config.no_udp_gso, gro: !config.no_udp_gro };
@@ -94,6 +92,8 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
     }
     let mtu = dev::mtu(&device.name).map_err(resource("read the TUN's MTU"))? as u16;
     accept_own_address(&device.name);
+    // A new device is not up yet. Of one that is, what waits in the discipline that goes is lost.
+    let mut backpressure = hold_senders(config, &device);
 
     let fib = FibCell::new(Fib::empty());
     let command = Arc::new(AtomicU8::new(Command::Run as u8));
@@ -114,7 +114,8 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = Arc::new(eventfd(0, flags).map_err(|e| resource("make an eventfd")(e.into()))?);
         let is_lane = has_lane && index == count - 1;
-        let view = Arc::new(WorkerView { offloads: offloads(device.caps, udp.caps, is_lane), ..WorkerView::default() });
+        let offloads = offloads(device.caps, udp.caps, is_lane, backpressure.is_some());
+        let view = Arc::new(WorkerView { offloads, ..WorkerView::default() });
         wakes.push(wake.clone());
         workers.push(view.clone());
         let thread = WorkerThread {
@@ -136,6 +137,9 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
             .map_err(resource("start a worker thread"))?;
     }
     drop(report);
+    if let Some(backpressure) = &mut backpressure {
+        backpressure.start(workers.clone()).map_err(resource("start a thread"))?;
+    }
     let (engine, note) = settle_engine(config.engine, wanted_engine, note, reports.iter().take(count))?;
     for decision in decisions {
         // A worker that is gone has told its guard why; serving ends with that.
@@ -281,8 +285,9 @@ fn accept_own_address(tun: &str) {
     }
 }
 
-fn offloads(tun: TunCaps, udp: UdpCaps, is_lane: bool) -> Offloads {
+fn offloads(tun: TunCaps, udp: UdpCaps, is_lane: bool, holds_senders: bool) -> Offloads {
     let offloads = Offloads::default();
+    offloads.backpressure.store(holds_senders && !is_lane, Relaxed);
     offloads.sparse_lane.store(is_lane, Relaxed);
     offloads.tun_vnet.store(tun.vnet, Relaxed);
     offloads.tun_tso.store(tun.tso, Relaxed);

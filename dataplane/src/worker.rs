@@ -119,7 +119,6 @@ impl<'a, E: Engine> Worker<'a, E> {
     /// Makes senders wait for this worker, whose TUN queue is the `queue`th.
     pub fn hold_senders(&mut self, grants: Arc<Grants>, queue: usize) {
         self.credit = Some(Credit::new(grants, queue));
-        self.view.offloads.backpressure.store(true, Relaxed);
     }
 
     /// Carries packets until told to drain, then finishes what was read. An error means that the queue pair broke.
@@ -197,7 +196,6 @@ impl<'a, E: Engine> Worker<'a, E> {
         };
         if !credit.turn(now, reading) {
             self.credit = None;
-            self.view.offloads.backpressure.store(false, Relaxed);
         }
     }
 
