@@ -166,7 +166,7 @@ impl Workload {
             }
         };
         let is_paced = matches!(workload, Workload::Udp { .. } | Workload::UdpSegmented { .. });
-        ensure!(rate.is_none() || is_paced, "`{text}`: only udp workloads have a rate");
+        ensure!(rate.is_none() || is_paced, "`{text}`: only udpLEN and udpgso have a rate");
         Ok(workload)
     }
 
@@ -327,7 +327,8 @@ mod tests {
             ("tcp0", "1 to 256 flows"),
             ("udp9000", "16 to 1422 bytes"),
             ("udp64@fast", "such as 200k"),
-            ("rr@5", "only udp workloads"),
+            ("rr@5", "only udpLEN and udpgso"),
+            ("udprr@5", "only udpLEN and udpgso"),
             ("rr,rr", "is there twice"),
         ] {
             let error = format!("{:#}", Workload::parse_list(text).unwrap_err());

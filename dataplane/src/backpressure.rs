@@ -101,6 +101,8 @@ impl Backpressure {
             }
             if let Err(error) = grant(tun, &grants) {
                 grants.is_over.store(true, Release);
+                // Should our buckets still be there, nobody fills them any more.
+                let _ = Backpressure::clear(tun);
                 views.iter().for_each(|view| view.offloads.backpressure.store(false, Relaxed));
                 warn!(
                     "senders that are too fast lose packets from now on: {error}; restart weftd to hold them back again"

@@ -203,7 +203,8 @@ pub fn echo(from: &Node, to: &Node, address: IpAddr, count: u64, payload_len: us
     })
 }
 
-fn connect(address: SocketAddr) -> Result<UdpSocket> {
+/// A socket of the calling thread's namespace that sends to one address.
+pub fn connect(address: SocketAddr) -> Result<UdpSocket> {
     let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(address)?;

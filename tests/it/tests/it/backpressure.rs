@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use rustix::process::Signal;
-use weft_lab::{Node, eventually, tcp};
+use weft_lab::{Node, eventually, tcp, udp};
 use weft_netlink::TokenBucket;
 
 use crate::support::{Family, Host, TIMEOUT, TUN, Tunnel};
@@ -35,13 +35,12 @@ fn receiver(node: &Node, address: IpAddr) -> Result<UdpSocket> {
 
 /// Sends until the kernel says that the sender has to wait, or [`OFFERED`] datagrams; how many.
 fn offer(node: &Node, to: SocketAddr) -> Result<u64> {
-    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let socket = node.run(|| UdpSocket::bind((any, 0)))?;
+    let socket = node.run(|| udp::connect(to))?;
     socket.set_nonblocking(true)?;
     for sent in 0..OFFERED {
         let mut datagram = [0; PAYLOAD_LEN];
         datagram[..8].copy_from_slice(&sent.to_be_bytes());
-        match socket.send_to(&datagram, to) {
+        match socket.send(&datagram) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(sent),
             result => result?,
         };

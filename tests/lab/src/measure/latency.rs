@@ -1,7 +1,7 @@
 //! Request/response latency, over TCP and UDP.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use super::pattern::Pattern;
 use super::tcp::{ANSWER_TIMEOUT, Connection, beside_bulk};
 use super::udp::LOOK;
 use super::{CpuTime, Path, Run, join, unless_over};
+use crate::udp::connect;
 
 /// Bytes of a request, and of its response.
 pub const REQUEST_LEN: usize = 64;
@@ -100,9 +101,8 @@ fn respond(mut stream: &TcpStream) -> Result<()> {
 /// If a socket fails, a response is wrong, or [`super::Stopped`].
 pub fn udp_latency(path: &Path<'_>, bulk_flows: usize, run: &mut Run<'_>) -> Result<Latency> {
     let server = path.to.run(|| UdpSocket::bind((path.address, DNS_PORT)))?;
-    let any: IpAddr = if path.address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let client = path.from.run(|| UdpSocket::bind((any, 0)))?;
-    client.connect(server.local_addr()?)?;
+    let address = server.local_addr()?;
+    let client = path.from.run(|| connect(address))?;
     client.set_read_timeout(Some(LOST_AFTER))?;
     server.set_read_timeout(Some(LOOK))?;
     beside_bulk(std::slice::from_ref(path), bulk_flows, run.congestion_control, |_| {

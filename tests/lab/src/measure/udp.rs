@@ -6,7 +6,7 @@
 //! ```
 
 use std::io;
-use std::net::{IpAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -21,6 +21,7 @@ use std::io::IoSlice;
 use super::pattern::Pattern;
 use super::{Path, Run, Throughput, join};
 use crate::sys;
+use crate::udp::connect;
 
 /// Bytes before the filler: the number, and the number times [`MIX`].
 pub(super) const HEADER_LEN: usize = 16;
@@ -120,9 +121,7 @@ pub fn udp_blast(path: &Path<'_>, blast: Blast, run: &mut Run<'_>) -> Result<Bla
         sys::set_option(receiver.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1).context("UDP_GRO")?;
     }
     let address = receiver.local_addr()?;
-    let any: IpAddr = if path.address.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let sender = path.from.run(|| UdpSocket::bind((any, 0)))?;
-    sender.connect(address)?;
+    let sender = path.from.run(|| connect(address))?;
     sender.set_write_timeout(Some(LOOK))?;
     let template = Template::new(payload_len);
     let (sent, received, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
