@@ -24,11 +24,13 @@
 use crate::limits::{GRANT_MAX, SHORT_SLICE, TRICKLE, TUN_QUEUE_LEN};
 use crate::shared::WorkerView;
 use crate::sys::sched;
+use crate::tun::TunDevice;
+use rustix::io::Errno;
 use std::io;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, OnceLock};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{self, Thread};
 use tracing::warn;
 use weft_netlink::{Netlink, NetlinkError, PacketBucket};
 
@@ -61,12 +63,12 @@ impl Grants {
     }
 }
 
-/// The buckets before the queues of a TUN, and the thread that fills them. Dropped, it takes them away.
+/// The buckets before the queues of a TUN, and the thread that fills them. Dropped, it takes them away, unless the TUN goes by itself.
 #[derive(Debug)]
 pub struct Backpressure {
     tun: u32,
+    outlives_us: bool,
     grants: Arc<Grants>,
-    granter: Option<JoinHandle<()>>,
 }
 
 impl Backpressure {
@@ -74,7 +76,8 @@ impl Backpressure {
     ///
     /// # Errors
     /// The kernel's, or a discipline there that somebody chose: nothing is changed then but that room.
-    pub fn install(tun: u32, queues: usize) -> Result<Backpressure, Refused> {
+    pub fn install(device: &TunDevice, queues: usize) -> Result<Backpressure, Refused> {
+        let tun = device.index;
         let mut netlink = Netlink::open()?;
         if netlink.expect_link(tun)?.txqueuelen < TUN_QUEUE_LEN as u32 {
             netlink.set_txqueuelen(tun, TUN_QUEUE_LEN as u32)?;
@@ -88,7 +91,7 @@ impl Backpressure {
         }
         let wanted = (0..queues).map(|_| AtomicU32::new(0)).collect();
         let grants = Arc::new(Grants { wanted, is_over: AtomicBool::new(false), granter: OnceLock::new() });
-        Ok(Backpressure { tun, grants, granter: None })
+        Ok(Backpressure { tun, outlives_us: device.is_persistent(), grants })
     }
 
     /// Begins to grant. When it has to stop, it takes backpressure off the list of offloads in `views`.
@@ -99,8 +102,11 @@ impl Backpressure {
             if let Err(error) = sched::set_slice(SHORT_SLICE) {
                 warn!("the thread that grants is scheduled like every thread: {error}");
             }
-            if let Err(error) = grant(tun, &grants) {
-                grants.is_over.store(true, Release);
+            if let Err(error) = grant(tun, &grants)
+                && !grants.is_over.swap(true, AcqRel)
+                // A TUN that is gone ends weftd, which says so.
+                && error.errno() != Some(Errno::NODEV)
+            {
                 // Should our buckets still be there, nobody fills them any more.
                 let _ = Backpressure::clear(tun);
                 views.iter().for_each(|view| view.offloads.backpressure.store(false, Relaxed));
@@ -113,7 +119,6 @@ impl Backpressure {
         let _ = self.grants.granter.set(granter.thread().clone());
         // For what was asked before the workers could wake it.
         granter.thread().unpark();
-        self.granter = Some(granter);
         Ok(())
     }
 
@@ -130,12 +135,14 @@ impl Backpressure {
 
 impl Drop for Backpressure {
     fn drop(&mut self) {
-        let is_ours = !self.grants.is_over.swap(true, Release);
-        if let Some(granter) = self.granter.take() {
-            granter.thread().unpark();
-            let _ = granter.join();
+        let was_over = self.grants.is_over.swap(true, AcqRel);
+        if let Some(granter) = self.grants.granter.get() {
+            granter.unpark();
         }
-        if is_ours && let Err(error) = Backpressure::clear(self.tun) {
+        if self.outlives_us
+            && !was_over
+            && let Err(error) = Backpressure::clear(self.tun)
+        {
             warn!("{error}");
         }
     }
@@ -148,8 +155,8 @@ pub struct Refused(#[from] NetlinkError);
 
 fn remedy(error: &NetlinkError) -> &'static str {
     match error.errno() {
-        Some(rustix::io::Errno::NOENT) => "; the kernel needs CONFIG_NET_SCH_TBF (module sch_tbf)",
-        Some(rustix::io::Errno::EXIST) => "; the TUN has a queueing discipline that somebody chose, which stays",
+        Some(Errno::NOENT) => "; the kernel needs CONFIG_NET_SCH_TBF (module sch_tbf)",
+        Some(Errno::EXIST) => "; the TUN has a queueing discipline that somebody chose, which stays",
         _ if error.is_permission_denied() => "; give weftd CAP_NET_ADMIN",
         _ => "",
     }

@@ -260,7 +260,7 @@ fn hold_senders(config: &Config, device: &TunDevice) -> Option<Backpressure> {
     }
     let workers = config.worker_count().min(device.queues.len());
     let warned = |error| warn!("senders that are too fast lose packets, instead of waiting: {error}");
-    Backpressure::install(device.index, workers).map_err(warned).ok()
+    Backpressure::install(device, workers).map_err(warned).ok()
 }
 
 /// The lane's program, or a line that says why there will be no lane.

@@ -50,6 +50,16 @@ pub fn tun_set_persist(tun: BorrowedFd<'_>, persist: bool) -> io::Result<()> {
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST, libc::c_ulong::from(persist)) }.into()).map(drop)
 }
 
+/// TUNGETIFF: whether the device outlives its last queue.
+pub fn tun_is_persistent(tun: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut request = request("")?;
+    // SAFETY: TUNGETIFF writes one `ifreq`, which `request` is.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETIFF, &raw mut request) }.into())?;
+    // SAFETY: TUNGETIFF filled `ifr_flags`; every bit pattern is a valid i16.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(i32::from(flags) & libc::IFF_PERSIST != 0)
+}
+
 /// TUNSETSTEERINGEBPF (Linux 4.16): the program's result, modulo their number, is the queue that gets a packet. `None`: the kernel
 /// spreads flows over the queues. Device-wide.
 pub fn tun_set_steering(tun: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> io::Result<()> {

@@ -72,6 +72,12 @@ impl TunDevice {
         dev::tun_set_steering(queue.as_fd(), program.map(AsFd::as_fd))
     }
 
+    /// Whether the device outlives its last queue.
+    pub fn is_persistent(&self) -> bool {
+        let queue = self.queues.first().expect("at least one queue");
+        dev::tun_is_persistent(queue.as_fd()).unwrap_or(true)
+    }
+
     /// Whether the device, with its addresses and routes, outlives its last queue.
     pub fn set_persist(&self, persist: bool) -> Result<(), TunError> {
         let queue = self.queues.first().expect("at least one queue");
