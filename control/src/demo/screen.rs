@@ -223,8 +223,8 @@ fn how_to_read(report: &Report) -> String {
             },
             report.plan.seconds,
         ),
-        "UDP senders do not hold back, so datagrams are lost wherever the path is slower than the sender; what \
-         arrived is counted. Routing has no tunnel at all: it is what the cable and the kernel give on their own."
+        "UDP senders send what the kernel takes. Weft makes them wait; elsewhere what the path does not carry is lost. \
+         What arrived is counted. Routing has no tunnel at all: it is what the cable and the kernel give on their own."
             .to_owned(),
         "Payload was checked on arrival in every measurement.".to_owned(),
     ];

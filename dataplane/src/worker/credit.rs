@@ -78,8 +78,13 @@ impl Ledger {
     /// The grant to ask for. `is_pending`: the one before is not in force yet.
     #[inline]
     fn turn(&mut self, now: Duration, reading: Reading, is_pending: bool) -> Option<u32> {
-        let trickled = (now.saturating_sub(self.counted).as_nanos() / TRICKLE.as_nanos()) as u32;
-        self.counted += TRICKLE * trickled;
+        let elapsed = now.saturating_sub(self.counted);
+        let mut trickled = 0;
+        if elapsed >= TRICKLE {
+            // Not a division in every turn.
+            trickled = (elapsed.as_nanos() / TRICKLE.as_nanos()) as u32;
+            self.counted += TRICKLE * trickled;
+        }
         let read = (reading.packets - self.read) as usize;
         self.read = reading.packets;
         self.outstanding = (self.outstanding + trickled as usize).saturating_sub(read).min(TUN_QUEUE_LEN);
