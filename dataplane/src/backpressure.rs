@@ -19,9 +19,9 @@
 //! do not make it: they ask, and go on.
 //!
 //! Packets that this host forwards have no socket. They wait in the bucket, and are dropped when more than
-//! [`TUN_QUEUE_LEN`] do.
+//! [`BUCKET_LEN`] do.
 
-use crate::limits::{GRANT_MAX, SHORT_SLICE, TRICKLE, TUN_QUEUE_LEN};
+use crate::limits::{BUCKET_LEN, GRANT_MAX, SHORT_SLICE, TRICKLE, TUN_QUEUE_LEN};
 use crate::shared::WorkerView;
 use crate::sys::sched;
 use crate::tun::TunDevice;
@@ -164,7 +164,7 @@ fn remedy(error: &NetlinkError) -> &'static str {
 
 fn bucket(queue: usize, packets: u32) -> PacketBucket {
     let rate = (1_000_000_000 / TRICKLE.as_nanos()) as u32;
-    PacketBucket { queue: queue as u16, rate, burst: packets, limit: TUN_QUEUE_LEN as u32 }
+    PacketBucket { queue: queue as u16, rate, burst: packets, limit: BUCKET_LEN as u32 }
 }
 
 /// Fills buckets as asked for, until the end.

@@ -62,7 +62,7 @@ pub const FLOOD_PACKETS_PER_SECOND: f64 = 100_000.0;
 pub const FLOOD_WINDOW: Duration = Duration::from_millis(1);
 /// A turn of a flood that read so many packets has filled half a send: no nap is needed to make it worth while.
 pub const NAP_PACKETS_MAX: usize = SEGMENTS_MAX / 2;
-/// How long a worker naps between turns of a flood: the TUN queue (500 packets by default) takes in millions a second.
+/// How long a worker naps between turns of a flood: the TUN queue (500 packets without backpressure) takes in millions a second.
 pub const NAP: Duration = Duration::from_micros(50);
 
 /// Longest packet of a sparse flow, bytes: requests, short responses, handshakes.
@@ -80,8 +80,11 @@ pub const BUDGET_WINDOW: Duration = Duration::from_millis(1);
 /// knows.
 pub const SHORT_SLICE: Duration = Duration::from_micros(100);
 
-/// Packets that each queue of the TUN holds (its txqueuelen), and the bucket before it: what a worker carries in 2 to 5 ms.
-pub const TUN_QUEUE_LEN: usize = 1000;
+/// Packets that each queue of the TUN holds (its txqueuelen): as many as a sender makes while two other threads have their turns at
+/// the worker's core (some 3 ms each), so that neither waits for the other.
+pub const TUN_QUEUE_LEN: usize = 3000;
+/// Packets that wait before it, in the bucket. Those that this host forwards have no socket that could wait: they are dropped beyond.
+pub const BUCKET_LEN: usize = 1000;
 /// Packets that may enter a worker's queue by one grant. Two grants fit.
 pub const GRANT_MAX: usize = TUN_QUEUE_LEN / 2;
 /// The same for super-packets, by their bytes: what two grants bring stays in a cache of 4 MiB, ...

@@ -20,7 +20,7 @@ const PAYLOAD_LEN: usize = 100;
 /// What a sender offers that nobody holds back.
 const OFFERED: u64 = 20_000;
 /// More than may enter a stopped weftd's queue, and wait in the buffer of one socket.
-const HELD: u64 = 2_000;
+const HELD: u64 = 2_500;
 /// Bytes of a TCP transfer: many grants.
 const TRANSFER_LEN: u64 = 32 << 20;
 /// So much does not limit anything here.
