@@ -257,7 +257,7 @@ impl<'a> Uring<'a> {
         }
     }
 
-    /// A turn without the ring: what is queued, and then one read from each source.
+    /// A turn without the ring: what is queued, and then a read from one source or the other.
     fn call(&mut self, io: &mut Io) -> io::Result<()> {
         let sends = !io.sends.is_idle();
         self.calls.send_queued(io);
@@ -266,8 +266,11 @@ impl<'a> Uring<'a> {
             // Whoever the packet is for may share this core. (Who waits for a packet from TUN has preempted us by now.)
             rustix::thread::sched_yield();
         }
-        if let Some(frame) = self.tun_reads.take() {
-            self.calls.read_tun(io, frame)?;
+        // A packet from TUN does not wait for a look at the socket, whose turn is next.
+        if let Some(frame) = self.tun_reads.take()
+            && self.calls.read_tun(io, frame)?.is_some()
+        {
+            return Ok(());
         }
         if let Some(frame) = self.udp_reads.take()
             && self.calls.receive(io, &[frame])? == 0

@@ -180,6 +180,15 @@ impl Receive {
 /// Most datagrams (or GRO buffers) per [`recv_batch`].
 pub const RECV_BATCH_MAX: usize = 8;
 
+/// recvmsg(2), non-blocking, into `buffer`.
+pub fn recv_one(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut receive = Receive::empty();
+    let header = receive.prepare(buffer.as_mut_ptr(), buffer.len());
+    // SAFETY: the header points to live parts of `receive` and to the exclusively borrowed `buffer`, with its true length.
+    let result = unsafe { libc::recvmsg(socket.as_raw_fd(), header, libc::MSG_DONTWAIT) };
+    check(result as libc::c_long).map(|len| receive.received(len))
+}
+
 /// recvmmsg(2), non-blocking, into `buffers` (at most [`RECV_BATCH_MAX`]); `received` gets one entry per filled buffer.
 pub fn recv_batch(socket: BorrowedFd<'_>, buffers: &mut [&mut [u8]], received: &mut Vec<Received>) -> io::Result<()> {
     let count = buffers.len().min(RECV_BATCH_MAX);
