@@ -135,7 +135,7 @@ fn receive_into(
         *buffer = unsafe { std::slice::from_raw_parts_mut(start, len) };
     }
     match &mut buffers[..frames.len()] {
-        // A look at the socket while spinning: half as long as the call for several.
+        // A look at the socket while spinning: cheaper than the call for several.
         [buffer] => msg::recv_one(descriptors.udp, buffer).map(|one| received.push(one)),
         buffers => msg::recv_batch(descriptors.udp, buffers, received),
     }
