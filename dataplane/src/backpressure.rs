@@ -18,10 +18,10 @@
 //! A netlink call can take long, since it waits for everybody else who changes something about the network (RTNL). So workers
 //! do not make it: they ask, and go on.
 //!
-//! Packets that this host forwards have no socket. They wait in the bucket, and are dropped when more than
-//! [`BUCKET_LEN`] do.
+//! Packets that this host forwards have no socket. They wait in the bucket, and are dropped when too many
+//! do: as many as are in [`BUCKET_GRANTS`] grants, and [`BUCKET_MAX`] at most.
 
-use crate::limits::{BUCKET_LEN, GRANT_MAX, SHORT_SLICE, TRICKLE, TUN_QUEUE_LEN};
+use crate::limits::{BUCKET_GRANTS, BUCKET_MAX, GRANT_MAX, SHORT_SLICE, TRICKLE, TUN_QUEUE_LEN};
 use crate::shared::WorkerView;
 use crate::sys::sched;
 use crate::tun::TunDevice;
@@ -164,7 +164,8 @@ fn remedy(error: &NetlinkError) -> &'static str {
 
 fn bucket(queue: usize, packets: u32) -> PacketBucket {
     let rate = (1_000_000_000 / TRICKLE.as_nanos()) as u32;
-    PacketBucket { queue: queue as u16, rate, burst: packets, limit: BUCKET_LEN as u32 }
+    let limit = (BUCKET_GRANTS as u32 * packets).min(BUCKET_MAX as u32);
+    PacketBucket { queue: queue as u16, rate, burst: packets, limit }
 }
 
 /// Fills buckets as asked for, until the end.

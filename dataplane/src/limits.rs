@@ -83,8 +83,10 @@ pub const SHORT_SLICE: Duration = Duration::from_micros(100);
 /// Packets that each queue of the TUN holds (its txqueuelen): as many as a sender makes while two other threads have their turns at
 /// the worker's core (some 3 ms each), so that neither waits for the other.
 pub const TUN_QUEUE_LEN: usize = 3000;
-/// Packets that wait before it, in the bucket. Those that this host forwards have no socket that could wait: they are dropped beyond.
-pub const BUCKET_LEN: usize = 1000;
+/// Packets that wait before it, in the bucket: those of so many grants, for many senders at once, ...
+pub const BUCKET_GRANTS: usize = 16;
+/// ... and at most so many. Those that this host forwards have no socket that could wait: they are dropped beyond.
+pub const BUCKET_MAX: usize = 4000;
 /// Packets that may enter a worker's queue by one grant. Two grants fit.
 pub const GRANT_MAX: usize = TUN_QUEUE_LEN / 2;
 /// The same for super-packets, by their bytes: what two grants bring stays in a cache of 4 MiB, ...

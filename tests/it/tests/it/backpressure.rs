@@ -91,6 +91,22 @@ fn what_a_stopped_daemon_does_not_read_waits_and_arrives_later_in_order() -> Res
 }
 
 #[test]
+fn many_senders_wait_side_by_side() -> Result<()> {
+    let Some(mut tunnel) = Tunnel::builder().build()? else { return Ok(()) };
+    let Tunnel { a, b, .. } = &mut tunnel;
+    let receivers: Vec<_> = (0..8).map(|_| receiver(&b.node, b.overlay(Family::V4))).collect::<Result<_>>()?;
+    a.weftd.process().signal(Signal::STOP)?;
+    let sent: Result<Vec<_>> = receivers.iter().map(|receiver| offer(&a.node, receiver.local_addr()?)).collect();
+    a.weftd.process().signal(Signal::CONT)?;
+    for (receiver, sent) in receivers.iter().zip(sent?) {
+        ensure!((100..HELD).contains(&sent), "{sent} were taken");
+        expect(receiver, sent)?;
+    }
+    tunnel.balanced()?;
+    Ok(())
+}
+
+#[test]
 fn nobody_waits_where_the_person_does_not_want_it() -> Result<()> {
     let built = Tunnel::builder().a(|options| options.flags = vec!["--no-backpressure".into()]).build()?;
     let Some(mut tunnel) = built else { return Ok(()) };
