@@ -1,6 +1,5 @@
 //! `weftd` on a node.
 
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -88,10 +87,9 @@ impl Weftd {
                 // No use in waiting on; the outer error tells.
                 return Ok(Some(status));
             }
-            match UnixStream::connect(&socket) {
-                Ok(_) => Ok(None),
-                Err(error) => bail!("weftd does not listen on {}: {error}", socket.display()),
-            }
+            // It listens before it is ready, and answers after.
+            Client::connect(&socket, TIMEOUT)?;
+            Ok(None)
         });
         match outcome.with_context(|| format!("its output:\n{}", process.log()))? {
             None => Ok(Self { process, socket }),
