@@ -34,7 +34,7 @@ const fn without_ratio(metric: Metric) -> Metric {
 }
 
 /// All of them, in the order of the tables.
-pub const METRICS: [Metric; 21] = [
+pub const METRICS: [Metric; 22] = [
     more("throughput", "bit/s", "payload that arrived intact"),
     more("pps", "1/s", "datagrams that arrived intact"),
     more("connects_per_s", "1/s", "TCP connections made, used for one byte each way, and closed"),
@@ -53,6 +53,11 @@ pub const METRICS: [Metric; 21] = [
     without_ratio(less("subject_wakeups", "1/s", "how often a thread of the subject's own processes was given a core")),
     side(more("offered_pps", "1/s", "datagrams that the sender's kernel took")),
     side(less("cpu_cores", "cores", "CPU seconds of the whole machine per second")),
+    side(without_ratio(less(
+        "resets",
+        "1/s",
+        "TCP connections that the other host's kernel reset when they were new, because two cores raced",
+    ))),
     side(without_ratio(less("retransmits", "1/s", "TCP segments sent again on both hosts"))),
     side(without_ratio(less(
         "reordered",

@@ -226,6 +226,7 @@ impl Workload {
             Workload::Connects => {
                 let connects = tcp_connects(&there, CLIENT_COUNT, run)?;
                 outcome.add("connects_per_s", connects.per_second());
+                outcome.add("resets", connects.resets as f64 / connects.elapsed.as_secs_f64());
                 outcome.add("cpu_cores", connects.cpu.as_secs_f64() / connects.elapsed.as_secs_f64());
             }
             Workload::Peers => {
