@@ -1,6 +1,6 @@
 //! `weft-bench run`.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -162,8 +162,12 @@ impl RunArgs {
             );
         }
         for path in [&self.json, &self.html].into_iter().flatten() {
-            // Better now than after minutes of measuring; and no sooner, since what is there is lost.
-            fs::write(path, "").with_context(|| format!("writing {}", path.display()))?;
+            // Better now than after minutes of measuring. What is there stays until there is something in its place.
+            OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .with_context(|| format!("writing {}", path.display()))?;
         }
         let stop = Stop::default();
         for signal in [SIGINT, SIGTERM, SIGHUP] {

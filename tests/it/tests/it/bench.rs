@@ -169,12 +169,13 @@ fn an_external_program_is_told_everything_and_may_leave_the_tunnel_to_the_kernel
 }
 
 #[test]
-fn a_signal_ends_a_run_and_what_was_measured_is_written() {
+fn a_signal_ends_a_run_and_what_was_measured_takes_the_place_of_what_was_there() {
     if !require_root() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
     let json = directory.path().join("result.json");
+    std::fs::write(&json, "an older report").unwrap();
     let mut command =
         weft_bench(&["run", "--force", "--subjects", "weft,host-gw", "--workloads", "tcp1", "--seconds", "60"]);
     command.arg("--json").arg(&json);
@@ -184,6 +185,7 @@ fn a_signal_ends_a_run_and_what_was_measured_is_written() {
         false => anyhow::bail!("it does not measure yet"),
     })
     .unwrap();
+    assert_eq!(std::fs::read_to_string(&json).unwrap(), "an older report");
     bench.signal(rustix::process::Signal::INT).unwrap();
     assert_eq!(bench.wait(TIMEOUT).unwrap().code(), Some(1));
     let report = Report::from_json(&std::fs::read_to_string(&json).unwrap()).unwrap();
