@@ -243,7 +243,7 @@ impl Etcd {
     /// # Errors
     /// If it does not run.
     pub fn pause(&self) -> Result<()> {
-        self.process.as_ref().context("etcd is stopped")?.signal(Signal::STOP)
+        self.process.as_ref().context("etcd is stopped")?.freeze()
     }
 
     /// Lets the paused server go on.

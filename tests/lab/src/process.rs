@@ -7,9 +7,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use crate::{Node, eventually, sys};
+use crate::{Node, TIMEOUT, eventually, sys};
 
 /// How long a program has to end on SIGTERM before SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
@@ -81,6 +81,20 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(self.child.id() as i32).context("a child has a process id")?;
         kill_process(pid, signal).with_context(|| format!("signalling {}", self.name))
+    }
+
+    /// Has it stand still, with what it has open, until `SIGCONT`. `SIGSTOP` alone only begins that: threads on other cores go
+    /// on for a while.
+    ///
+    /// # Errors
+    /// The kernel's, or if a thread is still running after [`TIMEOUT`].
+    pub fn freeze(&self) -> Result<()> {
+        let pid = Pid::from_child(&self.child);
+        self.signal(Signal::STOP)?;
+        eventually(TIMEOUT, || {
+            let stopped = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED | WaitIdOptions::NOHANG)?;
+            stopped.map(drop).with_context(|| format!("{} is not stopped", self.name))
+        })
     }
 
     /// Its exit status, if it has ended.

@@ -61,7 +61,7 @@ fn expect(socket: &UdpSocket, count: u64) -> Result<()> {
 
 /// What a sender may send while the weftd of `host` is stopped.
 fn offer_while_stopped(host: &mut Host, to: SocketAddr) -> Result<u64> {
-    host.weftd.process().signal(Signal::STOP)?;
+    host.weftd.process().freeze()?;
     let sent = offer(&host.node, to);
     host.weftd.process().signal(Signal::CONT)?;
     sent
@@ -95,7 +95,7 @@ fn many_senders_wait_side_by_side() -> Result<()> {
     let Some(mut tunnel) = Tunnel::builder().build()? else { return Ok(()) };
     let Tunnel { a, b, .. } = &mut tunnel;
     let receivers: Vec<_> = (0..8).map(|_| receiver(&b.node, b.overlay(Family::V4))).collect::<Result<_>>()?;
-    a.weftd.process().signal(Signal::STOP)?;
+    a.weftd.process().freeze()?;
     let sent: Result<Vec<_>> = receivers.iter().map(|receiver| offer(&a.node, receiver.local_addr()?)).collect();
     a.weftd.process().signal(Signal::CONT)?;
     for (receiver, sent) in receivers.iter().zip(sent?) {
@@ -185,7 +185,7 @@ fn a_daemon_that_is_never_woken_again_lets_packets_trickle() -> Result<()> {
     let Some(mut tunnel) = Tunnel::builder().build()? else { return Ok(()) };
     let Tunnel { a, b, .. } = &mut tunnel;
     let to = SocketAddr::new(b.overlay(Family::V4), 9);
-    a.weftd.process().signal(Signal::STOP)?;
+    a.weftd.process().freeze()?;
     let before = offer(&a.node, to)?;
     std::thread::sleep(Duration::from_millis(200));
     let later = offer(&a.node, to)?;
