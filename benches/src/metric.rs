@@ -56,7 +56,7 @@ pub const METRICS: [Metric; 22] = [
     side(without_ratio(less(
         "resets",
         "1/s",
-        "TCP connections that the other host's kernel reset when they were new, because two cores raced",
+        "TCP connections that the other host's kernel reset before the answer arrived",
     ))),
     side(without_ratio(less("retransmits", "1/s", "TCP segments sent again on both hosts"))),
     side(without_ratio(less(

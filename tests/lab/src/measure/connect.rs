@@ -41,8 +41,9 @@ impl Connects {
 /// Connects, sends a byte, waits for a byte that depends on it, and closes; `clients` of them at once, each one connection
 /// after the other. Clients close with a reset, so that they do not run out of ports (`TIME_WAIT`, RFC 9293 section 3.6).
 ///
-/// A kernel may reset a connection that is new: Linux 6.18 takes the request out of its table before the connection is in it
-/// (`inet_ehash_insert`), and a segment that another core looks up in between finds neither. Those are counted by themselves.
+/// Linux 6.18 resets a new connection now and then, whatever carries it: right after it has acknowledged the question, and then
+/// the answer follows. Probably it takes the request out of its table before the connection is in it (`inet_ehash_insert`), and
+/// a segment that another core looks up in between finds neither. Those are counted by themselves.
 ///
 /// # Errors
 /// If a connection fails, an answer is wrong, none is made, or [`super::Stopped`].
