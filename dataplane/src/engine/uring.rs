@@ -86,6 +86,8 @@ pub struct Uring<'a> {
     calls: Calls<'a>,
     /// What the last turn brought, if that was no more than one small packet from each.
     single: Option<Single>,
+    /// The last packet of a turn without the ring came from TUN.
+    tun_was_last: bool,
     /// Operations that the kernel has not completed.
     sends_in_flight: usize,
     writes_in_flight: usize,
@@ -156,6 +158,7 @@ impl<'a> Uring<'a> {
             wake_armed: false,
             calls: Calls::new(descriptors),
             single: None,
+            tun_was_last: false,
             sends_in_flight: 0,
             writes_in_flight: 0,
             udp_len: descriptors.receive_len_max.min(FRAME_LEN - HEADROOM),
@@ -266,18 +269,35 @@ impl<'a> Uring<'a> {
             // Whoever the packet is for may share this core. (Who waits for a packet from TUN has preempted us by now.)
             rustix::thread::sched_yield();
         }
-        // A packet from TUN does not wait for a look at the socket, whose turn is next.
-        if let Some(frame) = self.tun_reads.take()
-            && self.calls.read_tun(io, frame)?.is_some()
-        {
-            return Ok(());
-        }
-        if let Some(frame) = self.udp_reads.take()
-            && self.calls.receive(io, &[frame])? == 0
-        {
-            self.udp_reads.keep(frame);
+        // An answer comes from the other side than what it answers. Where there is something, the other one's turn is next.
+        if self.tun_was_last {
+            self.tun_was_last = !self.call_udp(io)?;
+            if self.tun_was_last {
+                self.call_tun(io)?;
+            }
+        } else {
+            self.tun_was_last = self.call_tun(io)?;
+            if !self.tun_was_last {
+                self.call_udp(io)?;
+            }
         }
         Ok(())
+    }
+
+    /// Reads one packet from TUN, if there is one.
+    fn call_tun(&mut self, io: &mut Io) -> io::Result<bool> {
+        let Some(frame) = self.tun_reads.take() else { return Ok(false) };
+        Ok(self.calls.read_tun(io, frame)?.is_some())
+    }
+
+    /// Receives from the socket once, if there is something.
+    fn call_udp(&mut self, io: &mut Io) -> io::Result<bool> {
+        let Some(frame) = self.udp_reads.take() else { return Ok(false) };
+        let is_there = self.calls.receive(io, &[frame])? > 0;
+        if !is_there {
+            self.udp_reads.keep(frame);
+        }
+        Ok(is_there)
     }
 
     fn reap(&mut self, io: &mut Io) -> io::Result<()> {
