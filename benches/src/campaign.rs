@@ -18,6 +18,7 @@ use weft_lab::measure::{Path, Run, Stop, Window, congestion_control};
 use weft_lab::topology::Pair;
 use weft_lab::{Lab, Ping, ping};
 
+use crate::distance::{self, Nearness};
 use crate::iperf3;
 use crate::meter::Meter;
 use crate::progress::Progress;
@@ -54,6 +55,8 @@ pub struct Campaign {
     pub cross_check: bool,
     /// The congestion control of TCP; `None`: the system's.
     pub congestion_control: Option<String>,
+    /// How long to wait in all for cores that were moved apart; see [`Nearness`].
+    pub patience: Duration,
 }
 
 /// Two hosts with every subject between them, for one MTU and rate limit.
@@ -63,6 +66,14 @@ struct Field {
     /// In the order of the campaign; those that could not be set up are `None`. Dropped before the hosts.
     subjects: Vec<Option<Candidate>>,
     pair: Pair,
+}
+
+/// A run that is under way.
+struct Underway<'a> {
+    stop: &'a Stop,
+    progress: &'a mut Progress,
+    report: &'a mut Report,
+    nearness: Nearness,
 }
 
 /// A subject that is up.
@@ -100,41 +111,36 @@ impl Campaign {
             stop.check()?;
             fields.push(Field::new(self, &lab, mtu, rate_mbit, report)?);
         }
+        let mut underway = Underway { stop, progress, report, nearness: Nearness::new(self.patience) };
         for round in 1..=self.rounds {
             for field in &fields {
                 for mode in &self.modes {
-                    progress.part(&format!("round {round} of {}, {}", self.rounds, field.conditions(*mode)));
+                    underway.progress.part(&format!("round {round} of {}, {}", self.rounds, field.conditions(*mode)));
                     field.pair.link.set_mode(match mode {
                         Mode::Offload => weft_lab::Mode::Offload,
                         Mode::Wire => weft_lab::Mode::Wire,
                     })?;
-                    self.round(round, field, *mode, stop, progress, report)?;
+                    self.round(round, field, *mode, &mut underway)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn round(
-        &self,
-        round: u32,
-        field: &Field,
-        mode: Mode,
-        stop: &Stop,
-        progress: &mut Progress,
-        report: &mut Report,
-    ) -> Result<()> {
+    fn round(&self, round: u32, field: &Field, mode: Mode, underway: &mut Underway<'_>) -> Result<()> {
         let count = self.subjects.len();
         for (number, (name, workload)) in self.workloads.iter().enumerate() {
             for turn in 0..count {
                 let index = (turn + number + round as usize - 1) % count;
                 let (spec, candidate) = (&self.subjects[index], &field.subjects[index]);
                 let Some(candidate) = candidate else {
-                    progress.advance();
+                    underway.progress.advance();
                     continue;
                 };
-                progress.step(&format!("{name}, {spec}"));
-                let (outcome, error) = match field.measure(candidate, *workload, self, stop) {
+                underway.progress.step(&format!("{name}, {spec}"));
+                let measured = field.measure_near(candidate, *workload, self, underway);
+                let Underway { stop, progress, report, .. } = &mut *underway;
+                let (outcome, error) = match measured {
                     Ok((outcome, facts)) => {
                         field.note(spec, mode, &facts, report);
                         (outcome, None)
@@ -214,6 +220,29 @@ impl Field {
     fn conditions(&self, mode: Mode) -> String {
         let rate = self.rate_mbit.map_or(String::new(), |rate| format!(", {rate} Mbit/s"));
         format!("{mode}, MTU {}{rate}", self.mtu)
+    }
+
+    /// One measurement while cores are near each other, if that can be had, with what ran.
+    fn measure_near(
+        &self,
+        candidate: &Candidate,
+        workload: Workload,
+        campaign: &Campaign,
+        underway: &mut Underway<'_>,
+    ) -> Result<(Outcome, Facts)> {
+        let Underway { stop, progress, nearness, .. } = underway;
+        loop {
+            let before = nearness.wait(stop, || progress.wait("cores that were moved apart"))?;
+            let started = Instant::now();
+            let (mut outcome, facts) = self.measure(candidate, workload, campaign, stop)?;
+            let (after, is_void) = nearness.look_again(started.elapsed())?;
+            if let (Some(before), Some(after)) = (before, after) {
+                outcome.add(distance::METRIC, (before + after) / 2.0);
+            }
+            if !is_void {
+                return Ok((outcome, facts));
+            }
+        }
     }
 
     /// One measurement, with what ran.

@@ -1,7 +1,8 @@
 //! The end-to-end harness behind `weft-bench`: subjects side by side between two network namespaces.
 //!
 //! - [`spec`] and [`workload`] read what stands on the command line.
-//! - [`subject`] sets the subjects up, [`campaign`] measures them in rounds, [`meter`] and [`proc`] read counters beside.
+//! - [`subject`] sets the subjects up, [`campaign`] measures them in rounds, [`meter`] and [`proc`] read counters beside,
+//!   [`distance`] how far the cores are from each other.
 //! - [`summary`] draws medians and ratios, [`table`] shows them; [`result`] is the schema of the JSON, [`metric`] names
 //!   what is measured.
 //! - [`report`] draws pictures and the HTML page, [`compare`] tells what changed between two runs, [`targets`] holds what
@@ -11,6 +12,7 @@
 
 pub mod campaign;
 pub mod compare;
+pub mod distance;
 pub mod host;
 pub mod iperf3;
 pub mod meter;

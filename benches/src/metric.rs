@@ -34,7 +34,7 @@ const fn without_ratio(metric: Metric) -> Metric {
 }
 
 /// All of them, in the order of the tables.
-pub const METRICS: [Metric; 22] = [
+pub const METRICS: [Metric; 23] = [
     more("throughput", "bit/s", "payload that arrived intact"),
     more("pps", "1/s", "datagrams that arrived intact"),
     more("connects_per_s", "1/s", "TCP connections made, used for one byte each way, and closed"),
@@ -71,6 +71,11 @@ pub const METRICS: [Metric; 22] = [
     ))),
     side(less("context_switches", "1/s", "context switches of the whole machine")),
     side(less("syscalls_per_packet", "", "weft: system calls of both weftd per inner packet")),
+    side(without_ratio(less(
+        "core_to_core",
+        "ns",
+        "what a line of memory takes from one core to another: mean of just before and just after",
+    ))),
     side(less("rss", "bytes", "resident memory of the subject's processes on both hosts")),
     more("iperf3_throughput", "bit/s", "what iperf3 found on the same path just after"),
 ];

@@ -53,6 +53,11 @@ impl Progress {
         self.bar.set_message(format!("{}: {name}", self.part));
     }
 
+    /// The measurement that was begun waits for something.
+    pub fn wait(&mut self, what: &str) {
+        self.bar.set_message(format!("{}: waiting for {what}", self.part));
+    }
+
     /// Ends a measurement.
     pub fn advance(&mut self) {
         self.done += 1;

@@ -2,6 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle, presets};
 
+use crate::distance::Distances;
 use crate::metric::{METRICS, Metric, ratio_digits};
 use crate::result::{Ratio, Report, SubjectReport, Summary};
 
@@ -22,6 +23,9 @@ pub fn show(report: &Report) -> String {
         for other in report.subjects.iter().filter(|other| same_field(other, subject)) {
             text += &format!("  {}\n", what_ran(other));
         }
+    }
+    if let Some(distances) = Distances::of(report) {
+        text += &format!("\nCores: {distances}\n");
     }
     text
 }

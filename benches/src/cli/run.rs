@@ -69,6 +69,10 @@ pub struct RunArgs {
     /// Ask iperf3, too, after each TCP workload in one direction
     #[arg(long)]
     cross_check: bool,
+    /// Time in all to wait for cores that a hypervisor moved apart, and to measure again, seconds; 0: take them as they
+    /// are [default: 300; with --quick: 10]
+    #[arg(long, value_name = "SECONDS")]
+    patience: Option<f64>,
     /// Write everything to a file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -105,6 +109,7 @@ impl RunArgs {
         let default = |full: f64, quick: f64| if self.quick { quick } else { full };
         let length = seconds("--seconds", self.seconds.unwrap_or(default(2.0, 0.5)), 0.1)?;
         let warm_up = seconds("--warm-up", self.warm_up.unwrap_or(default(0.3, 0.2)), 0.0)?;
+        let patience = seconds("--patience", self.patience.unwrap_or(default(300.0, 10.0)), 0.0)?;
         let mut subjects = SubjectSpec::parse_list(&self.subjects).context("--subjects")?;
         for text in &self.more {
             subjects.push(SubjectSpec::parse(text).context("--subject")?);
@@ -135,6 +140,7 @@ impl RunArgs {
             workloads,
             cross_check: self.cross_check,
             congestion_control: self.congestion_control.clone(),
+            patience,
         })
     }
 

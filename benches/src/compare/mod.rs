@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use serde::Serialize;
 
+use crate::distance::{self, Distances};
 use crate::metric::{self, METRICS, Metric, ratio_digits};
 use crate::report::{Link, OnLink, Samples, median};
 use crate::result::{Mode, Report};
@@ -275,6 +276,11 @@ fn warnings(a: &Report, b: &Report) -> Vec<String> {
             format!("[{}]", on.join(" "))
         };
         differ("offloads", on(&ours.offloads), on(&theirs.offloads));
+    }
+    if let (Some(a), Some(b)) = (Distances::of(a), Distances::of(b))
+        && distance::are_apart(a.median, b.median)
+    {
+        warnings.push(format!("distance of the cores differs: A {:.0} ns, B {:.0} ns", a.median, b.median));
     }
     for (name, report) in [("A", a), ("B", b)] {
         if report.host.debug_build {
