@@ -7,6 +7,9 @@ use crate::pool::FrameId;
 /// Reads that may be asked for however much each brings: as many of the longest packets as a turn may bring.
 const COUNT_MIN: usize = TURN_BYTES_MAX.div_ceil(PACKET_LEN_MAX + 1);
 
+/// Reads by which a turn may ask for more than the last one did: those that find nothing cost, too.
+const GROWTH_MAX: usize = 8;
+
 /// Reads of one kind: from TUN, or from the socket.
 #[derive(Debug)]
 pub struct Reads {
@@ -50,7 +53,7 @@ impl Reads {
         let (asked, found) = std::mem::take(&mut self.turn);
         if asked > 0 {
             // All that were asked for found data: there may be much more. Otherwise one more than there was.
-            self.wanted = if found == asked { 2 * asked } else { found + 1 };
+            self.wanted = if found == asked { asked + asked.min(GROWTH_MAX) } else { found + 1 };
         }
         let warm = (TURN_BYTES_MAX / (self.filled16 / 16).max(1)).max(COUNT_MIN);
         self.turn.0 = self.wanted.min(warm).min(self.free.len());
@@ -114,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn it_asks_for_one_more_than_there_was_and_for_twice_as_many_when_all_found_something() {
+    fn it_asks_for_one_more_than_there_was_and_for_up_to_eight_more_when_all_found_something() {
         let mut reads = reads();
-        let asked = [0, 1, 100, 100, 100, 5, 0, 0].map(|ready| turn(&mut reads, ready, 100));
-        assert_eq!(asked, [1, 1, 2, 4, 8, 16, 6, 1]);
+        let asked = [0, 1, 100, 100, 100, 100, 5, 0, 0].map(|ready| turn(&mut reads, ready, 100));
+        assert_eq!(asked, [1, 1, 2, 4, 8, 16, 24, 6, 1]);
     }
 
     #[test]
