@@ -180,8 +180,12 @@ impl RunArgs {
             signal_hook::flag::register(signal, stop.flag()).context("registering a signal")?;
         }
         let mut report = self.empty_report(campaign, load, debug_build);
-        let time = humantime::format_duration(Duration::from_secs(campaign.time().as_secs()));
-        eprintln!("{} measurements, about {time}", campaign.extent());
+        let seconds = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs()));
+        let waiting = match campaign.patience {
+            Duration::ZERO => String::new(),
+            patience => format!(", up to {} longer if a hypervisor moves the cores apart", seconds(patience)),
+        };
+        eprintln!("{} measurements, about {}{waiting}", campaign.extent(), seconds(campaign.time()));
         let mut progress = Progress::new(campaign.extent());
         campaign::perform(campaign, &stop, &mut progress, &mut report);
         drop(progress);
