@@ -72,7 +72,7 @@ pub const METRICS: [Metric; 23] = [
     side(less("context_switches", "1/s", "context switches of the whole machine")),
     side(less("syscalls_per_packet", "", "weft: system calls of both weftd per inner packet")),
     side(without_ratio(less(
-        "core_to_core",
+        crate::distance::METRIC,
         "ns",
         "what a line of memory takes from one core to another: mean of just before and just after",
     ))),
