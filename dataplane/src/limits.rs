@@ -45,6 +45,10 @@ pub const BULK_PACKETS: usize = 16;
 pub const BULK_BYTES: usize = 16 << 10;
 /// How long after bulk traffic a worker sleeps without spinning.
 pub const BULK_MEMORY: Duration = Duration::from_millis(1);
+/// A turn of a spin that takes longer was waiting for others, for whom it yields the core; alone it is done in a few microseconds.
+pub const CROWDED_TURN: Duration = Duration::from_micros(50);
+/// How long a worker that met them beside bulk traffic sleeps instead: a hundred requests or more, so that few of them are late.
+pub const CROWDED_MEMORY: Duration = Duration::from_millis(10);
 /// An answer that comes later than this is not waited for: a spin would be mostly in vain. One that a spin missed by less makes the next
 /// spins longer, ...
 pub const ANSWER_MAX: Duration = Duration::from_micros(400);

@@ -100,6 +100,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
     let settings = Settings {
         tun_name: device.name.clone(),
         icmp_limits: Arc::default(),
+        last_bulk: Arc::default(),
         peer_check: config.peer_check,
         spin: Duration::from_micros(config.spin_us.into()),
     };

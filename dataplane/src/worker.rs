@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
-use tempo::{Pause, Tempo};
+use tempo::{LastBulk, Pause, Tempo};
 use weft_fib::{Fib, FibReader, OwnerId, PeerId};
 use weft_packet::gso::Split;
 use weft_packet::icmp::IcmpError;
@@ -50,6 +50,8 @@ pub struct Settings {
     pub tun_name: String,
     /// Rate limits of ICMP errors, which all workers share.
     pub icmp_limits: Arc<Limits>,
+    /// When one of the workers last had bulk traffic.
+    pub last_bulk: Arc<LastBulk>,
     /// How strictly outer sources are checked.
     pub peer_check: PeerCheck,
     /// How long to look for work before sleeping.
@@ -132,7 +134,7 @@ impl<'a, E: Engine> Worker<'a, E> {
     }
 
     fn forward(&mut self, fib: &FibReader) -> stdio::Result<()> {
-        let mut tempo = Tempo::new(self.settings.spin);
+        let mut tempo = Tempo::new(self.settings.spin, self.settings.last_bulk.clone());
         let mut wait = Wait::No;
         while self.command.load(Relaxed) == Command::Run as u8 {
             self.engine.turn(&mut self.io, wait)?;
@@ -145,11 +147,7 @@ impl<'a, E: Engine> Worker<'a, E> {
             self.let_in(now);
             self.count_turn(wait);
             let pause = tempo.pause(now, &received, self.has_work());
-            wait = match pause {
-                Pause::Sleep => Wait::Sleep,
-                _ if tempo.in_bulk(now) => Wait::No,
-                _ => Wait::Spin,
-            };
+            wait = tempo.wait(now, pause);
             match pause {
                 Pause::None | Pause::Sleep => {}
                 // The other end, or the application, may share this core.

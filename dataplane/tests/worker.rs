@@ -232,6 +232,7 @@ impl Bench {
         let settings = Settings {
             tun_name: "lo".to_owned(),
             icmp_limits: Arc::default(),
+            last_bulk: Arc::default(),
             peer_check: PeerCheck::Strict,
             spin: Duration::from_secs(1),
         };

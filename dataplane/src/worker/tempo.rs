@@ -5,16 +5,22 @@
 //!    a request, a reply, an acknowledgement   -> spin: what answers it is likely to come before a sleep would be over;
 //!                                                longer where answers have come soon after a spin had ended in vain
 //!    bulk traffic                             -> sleep: a spin would take the core from those who make and use the traffic
+//!    a request, and a turn took long while
+//!      another worker had bulk traffic        -> sleep: who yields waits until those on its core have had their turns, and who
+//!                                                sleeps is woken before them
 //!  a turn brought something
 //!    few of a flood of small packets          -> nap: what arrives meanwhile shares a send, at either end
 //!    anything else                            -> no pause
 //! ```
 
+use crate::engine::Wait;
 use crate::io::Received;
 use crate::limits::{
-    ANSWER_MAX, BULK_BYTES, BULK_MEMORY, BULK_PACKETS, FLOOD_PACKETS_PER_SECOND, FLOOD_WINDOW,
-    MISSED_ANSWERS_FORGOTTEN, MISSED_ANSWERS_MAX, NAP_PACKETS_MAX, STRETCHED_SPIN_MAX,
+    ANSWER_MAX, BULK_BYTES, BULK_MEMORY, BULK_PACKETS, CROWDED_MEMORY, CROWDED_TURN, FLOOD_PACKETS_PER_SECOND,
+    FLOOD_WINDOW, MISSED_ANSWERS_FORGOTTEN, MISSED_ANSWERS_MAX, NAP_PACKETS_MAX, STRETCHED_SPIN_MAX,
 };
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// What to do before the next turn.
@@ -68,6 +74,20 @@ impl Spin {
     }
 }
 
+/// When one of the workers that share this last had bulk traffic: microseconds of their clock.
+#[derive(Debug, Default)]
+pub struct LastBulk(AtomicU64);
+
+impl LastBulk {
+    fn note(&self, now: Duration) {
+        self.0.store(now.as_micros() as u64, Relaxed);
+    }
+
+    fn is_within(&self, memory: Duration, now: Duration) -> bool {
+        now.saturating_sub(Duration::from_micros(self.0.load(Relaxed))) <= memory
+    }
+}
+
 /// What the last turns brought, as far as it decides on the next. Times are those of one monotonic clock.
 #[derive(Debug)]
 pub struct Tempo {
@@ -76,6 +96,12 @@ pub struct Tempo {
     last_active: Duration,
     was_from_tun: bool,
     last_bulk: Option<Duration>,
+    /// That of any worker.
+    last_bulk_of_all: Arc<LastBulk>,
+    /// Where the turn of a spin began, if that was one.
+    spun_from: Option<Duration>,
+    /// When such a turn last took so long that others must have had the core.
+    last_crowded: Option<Duration>,
     /// Small packets read from TUN since then.
     window: (Duration, usize),
     is_flood: bool,
@@ -83,12 +109,15 @@ pub struct Tempo {
 
 impl Tempo {
     /// `spin`: how long to look for work before sleeping; up to [`STRETCHED_SPIN_MAX`] where answers come later.
-    pub fn new(spin: Duration) -> Tempo {
+    pub fn new(spin: Duration, last_bulk_of_all: Arc<LastBulk>) -> Tempo {
         Tempo {
             spins: [Spin::new(spin); 2],
             last_active: Duration::ZERO,
             was_from_tun: false,
             last_bulk: None,
+            last_bulk_of_all,
+            spun_from: None,
+            last_crowded: None,
             window: (Duration::ZERO, 0),
             is_flood: false,
         }
@@ -97,6 +126,11 @@ impl Tempo {
     /// Notes what a turn that ended at `now` brought.
     #[inline]
     pub fn note(&mut self, now: Duration, received: &Received) {
+        if self.spun_from.take().is_some_and(|from| now.saturating_sub(from) > CROWDED_TURN)
+            && self.last_bulk_of_all.is_within(CROWDED_MEMORY, now)
+        {
+            self.last_crowded = Some(now);
+        }
         if received.packets > 0 {
             let from_tun = received.small_from_tun > 0;
             if from_tun != self.was_from_tun {
@@ -107,6 +141,7 @@ impl Tempo {
         }
         if received.packets >= BULK_PACKETS || received.bytes >= BULK_BYTES {
             self.last_bulk = Some(now);
+            self.last_bulk_of_all.note(now);
         }
         self.window.1 += received.small_from_tun;
         let elapsed = now.saturating_sub(self.window.0);
@@ -116,10 +151,12 @@ impl Tempo {
         }
     }
 
-    /// Whether there was bulk traffic a moment ago.
+    /// Whether others want the core more than this worker wants to be early: there was bulk traffic a moment ago, or spins had
+    /// to wait for others' turns.
     #[inline]
-    pub fn in_bulk(&self, now: Duration) -> bool {
-        self.last_bulk.is_some_and(|last| now.saturating_sub(last) <= BULK_MEMORY)
+    fn is_busy(&self, now: Duration) -> bool {
+        let since = |last: Option<Duration>, memory| last.is_some_and(|last| now.saturating_sub(last) <= memory);
+        since(self.last_bulk, BULK_MEMORY) || since(self.last_crowded, CROWDED_MEMORY)
     }
 
     /// What to do next. `has_work`: something is queued or held over.
@@ -132,7 +169,19 @@ impl Tempo {
             return Pause::None;
         }
         let spin = &self.spins[usize::from(!self.was_from_tun)];
-        if !self.in_bulk(now) && now.saturating_sub(self.last_active) < spin.now { Pause::Yield } else { Pause::Sleep }
+        if !self.is_busy(now) && now.saturating_sub(self.last_active) < spin.now { Pause::Yield } else { Pause::Sleep }
+    }
+
+    /// How the turn after that pause waits.
+    #[inline]
+    pub fn wait(&mut self, now: Duration, pause: Pause) -> Wait {
+        let wait = match pause {
+            Pause::Sleep => Wait::Sleep,
+            _ if self.is_busy(now) => Wait::No,
+            _ => Wait::Spin,
+        };
+        self.spun_from = (wait == Wait::Spin && pause != Pause::Nap).then_some(now);
+        wait
     }
 }
 
@@ -148,9 +197,13 @@ mod tests {
         Duration::from_micros(count)
     }
 
+    fn tempo(spin: Duration) -> Tempo {
+        Tempo::new(spin, Arc::default())
+    }
+
     #[test]
     fn after_a_request_it_spins_for_the_time_given_and_then_sleeps() {
-        let mut tempo = Tempo::new(us(50));
+        let mut tempo = tempo(us(50));
         tempo.note(us(10_000), &REQUEST);
         assert_eq!(tempo.pause(us(10_000), &REQUEST, false), Pause::None);
         assert_eq!(tempo.pause(us(10_049), &NOTHING, false), Pause::Yield);
@@ -170,7 +223,7 @@ mod tests {
 
     #[test]
     fn it_spins_for_longer_where_answers_come_late_and_no_longer_when_they_come_soon() {
-        let (mut tempo, mut now) = (Tempo::new(us(50)), us(10_000));
+        let (mut tempo, mut now) = (tempo(us(50)), us(10_000));
         let mut exchange = |after| exchange(&mut tempo, &mut now, [us(after); 2]);
         assert_eq!(exchange(20), us(50));
         assert_eq!(exchange(150), us(100), "too late, twice as long");
@@ -187,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_longer_spin_that_serves_nothing_is_given_up_for_a_while() {
-        let (mut tempo, mut now) = (Tempo::new(us(50)), us(10_000));
+        let (mut tempo, mut now) = (tempo(us(50)), us(10_000));
         // It answers at once, and thinks for long.
         let spins: Vec<_> = (0..600).map(|_| exchange(&mut tempo, &mut now, [us(350), us(30)])).collect();
         let longer = spins.iter().filter(|spin| **spin > us(50)).count();
@@ -199,21 +252,21 @@ mod tests {
     #[test]
     fn who_wants_no_spin_gets_none_and_who_wants_a_longer_one_gets_no_shorter() {
         for spin in [us(0), us(500)] {
-            let (mut tempo, mut now) = (Tempo::new(spin), us(10_000));
+            let (mut tempo, mut now) = (tempo(spin), us(10_000));
             (0..5).for_each(|_| assert_eq!(exchange(&mut tempo, &mut now, [us(150); 2]), spin));
         }
     }
 
     #[test]
     fn packets_in_one_direction_are_no_answers() {
-        let mut tempo = Tempo::new(us(50));
+        let mut tempo = tempo(us(50));
         (0..50).for_each(|count| tempo.note(us(10_000 + 100 * count), &REQUEST));
         assert_eq!(tempo.pause(us(14_950), &NOTHING, false), Pause::Sleep);
     }
 
     #[test]
     fn in_bulk_traffic_it_sleeps_at_once_and_spins_again_when_that_is_over() {
-        let mut tempo = Tempo::new(us(50));
+        let mut tempo = tempo(us(50));
         tempo.note(us(10_000), &SUPER_PACKET);
         assert_eq!(tempo.pause(us(10_001), &NOTHING, false), Pause::Sleep);
         tempo.note(us(11_002), &REQUEST);
@@ -221,15 +274,41 @@ mod tests {
     }
 
     #[test]
+    fn where_a_spin_waits_for_others_beside_bulk_traffic_it_sleeps_for_a_while() {
+        let last_bulk = Arc::new(LastBulk::default());
+        let mut tempo = Tempo::new(us(50), last_bulk.clone());
+        // What the turn after next does, if the next one takes so long.
+        let mut turn_of = |began: u64, took: u64| {
+            tempo.note(us(began), &REQUEST);
+            assert_eq!(tempo.pause(us(began), &REQUEST, false), Pause::None);
+            tempo.wait(us(began), Pause::None);
+            tempo.note(us(began + took), &REQUEST);
+            let pause = tempo.pause(us(began + took + 1), &NOTHING, false);
+            let wait = tempo.wait(us(began + took + 1), Pause::None);
+            tempo.wait(us(began + took + 1), Pause::Sleep);
+            (pause, wait)
+        };
+        let (spins, sleeps) = ((Pause::Yield, Wait::Spin), (Pause::Sleep, Wait::No));
+        assert_eq!(turn_of(100_000, 500), spins, "no bulk traffic: it was something else");
+        last_bulk.note(us(200_000));
+        assert_eq!(turn_of(200_100, 30), spins, "nobody was on the core");
+        assert_eq!(turn_of(200_200, 500), sleeps);
+        assert_eq!(turn_of(205_000, 30), sleeps);
+        assert_eq!(turn_of(211_000, 30), spins, "it is time to try again");
+        last_bulk.note(us(300_000));
+        assert_eq!(turn_of(311_000, 500), spins, "the bulk traffic is over");
+    }
+
+    #[test]
     fn work_that_is_left_is_done_without_a_pause() {
-        let mut tempo = Tempo::new(us(50));
+        let mut tempo = tempo(us(50));
         tempo.note(us(10_000), &SUPER_PACKET);
         assert_eq!(tempo.pause(us(10_001), &NOTHING, true), Pause::None);
     }
 
     #[test]
     fn a_flood_of_small_packets_is_read_in_portions_and_nothing_sleeps_on_work() {
-        let mut tempo = Tempo::new(us(50));
+        let mut tempo = tempo(us(50));
         let few = Received { packets: 5, bytes: 500, small_from_tun: 5 };
         let many = Received { packets: 64, bytes: 6400, small_from_tun: 64 };
         // 5 packets in 10 us are half a million a second.
