@@ -20,6 +20,8 @@ pub enum Wait {
     /// Returns at once.
     No,
     /// The same; what comes is likely to be single: a request, or its reply.
+    Single,
+    /// The same, and whoever a packet is for may have the core first.
     Spin,
     /// Sleeps until a packet, a completion or a wake-up arrives.
     Sleep,

@@ -8,8 +8,8 @@
 //! Before it sleeps it arms one-shot polls, and reads when one of them has fired. While there is traffic the kernel so has nobody to
 //! wake: neither for a packet that arrives, nor for one that was sent and is freed.
 //!
-//! While it spins on single packets, a request and its reply, it leaves the ring alone and makes a system call for each
-//! (`calls`): a ring saves calls where there are many, and costs some 0.4 us an operation where there is one.
+//! While it spins on single packets, a request and its reply, or sleeps between them, it leaves the ring alone and makes a system
+//! call for each (`calls`): a ring saves calls where there are many, and costs some 0.4 us an operation where there is one.
 //!
 //! Sends execute in submission order as long as the kernel completes them inline. One that the kernel could not finish at
 //! once (socket buffer full) holds back every later send until it completes, so order is kept.
@@ -86,6 +86,8 @@ pub struct Uring<'a> {
     calls: Calls<'a>,
     /// What the last turn brought, if that was no more than one small packet from each.
     single: Option<Single>,
+    /// The last turn was one without the ring, but for sleep.
+    by_calls: bool,
     /// The last packet of a turn without the ring came from TUN.
     tun_was_last: bool,
     /// Operations that the kernel has not completed.
@@ -158,6 +160,7 @@ impl<'a> Uring<'a> {
             wake_armed: false,
             calls: Calls::new(descriptors),
             single: None,
+            by_calls: false,
             tun_was_last: false,
             sends_in_flight: 0,
             writes_in_flight: 0,
@@ -261,11 +264,11 @@ impl<'a> Uring<'a> {
     }
 
     /// A turn without the ring: what is queued, and then a read from one source or the other.
-    fn call(&mut self, io: &mut Io) -> io::Result<()> {
+    fn call(&mut self, io: &mut Io, wait: Wait) -> io::Result<()> {
         let sends = !io.sends.is_idle();
         self.calls.send_queued(io);
         self.calls.write_queued(io);
-        if sends {
+        if sends && wait == Wait::Spin {
             // Whoever the packet is for may share this core. (Who waits for a packet from TUN has preempted us by now.)
             rustix::thread::sched_yield();
         }
@@ -281,6 +284,19 @@ impl<'a> Uring<'a> {
                 self.call_udp(io)?;
             }
         }
+        Ok(())
+    }
+
+    /// After a sleep between single packets: a read from where the poll has told of something.
+    fn call_woken(&mut self, io: &mut Io) -> io::Result<()> {
+        if !self.udp_polled && self.call_udp(io)? {
+            self.tun_was_last = false;
+        }
+        if !self.tun_polled && self.call_tun(io)? {
+            self.tun_was_last = true;
+        }
+        self.single = Single::of(io);
+        self.by_calls = self.single.is_some();
         Ok(())
     }
 
@@ -371,16 +387,18 @@ impl Engine for Uring<'_> {
         }
         let blocked = self.sends_in_flight + self.writes_in_flight > 0;
         if let Some(before) = self.single
-            && wait == Wait::Spin
+            && matches!(wait, Wait::Single | Wait::Spin)
             && !blocked
             && self.receiving
         {
-            self.call(io)?;
+            self.call(io, wait)?;
             // Two in a row from one source: there may be many.
             self.single =
                 Single::of(io).filter(|now| !(before.tun && now.tun || before.udp && now.udp) && io.sends.is_idle());
+            self.by_calls = self.single.is_some();
             return Ok(());
         }
+        let by_calls = std::mem::take(&mut self.by_calls);
         let pushed = self.push_operations(io);
         // With operations that the kernel could not finish at once there is nothing to do but wait for one of them.
         let sleep = pushed == 0 && (wait == Wait::Sleep || blocked);
@@ -391,7 +409,11 @@ impl Engine for Uring<'_> {
             self.enter(1)?;
             self.reap(io)?;
             if self.tun_polled && self.udp_polled {
+                self.by_calls = by_calls;
                 return Ok(());
+            }
+            if self.receiving && by_calls {
+                return self.call_woken(io);
             }
         }
         if self.receiving {

@@ -151,12 +151,16 @@ impl Tempo {
         }
     }
 
-    /// Whether others want the core more than this worker wants to be early: there was bulk traffic a moment ago, or spins had
-    /// to wait for others' turns.
+    /// Whether there was bulk traffic a moment ago.
     #[inline]
-    fn is_busy(&self, now: Duration) -> bool {
-        let since = |last: Option<Duration>, memory| last.is_some_and(|last| now.saturating_sub(last) <= memory);
-        since(self.last_bulk, BULK_MEMORY) || since(self.last_crowded, CROWDED_MEMORY)
+    fn in_bulk(&self, now: Duration) -> bool {
+        self.last_bulk.is_some_and(|last| now.saturating_sub(last) <= BULK_MEMORY)
+    }
+
+    /// Whether a spin had to wait for others' turns.
+    #[inline]
+    fn is_crowded(&self, now: Duration) -> bool {
+        self.last_crowded.is_some_and(|last| now.saturating_sub(last) <= CROWDED_MEMORY)
     }
 
     /// What to do next. `has_work`: something is queued or held over.
@@ -169,7 +173,8 @@ impl Tempo {
             return Pause::None;
         }
         let spin = &self.spins[usize::from(!self.was_from_tun)];
-        if !self.is_busy(now) && now.saturating_sub(self.last_active) < spin.now { Pause::Yield } else { Pause::Sleep }
+        let spins = !self.in_bulk(now) && !self.is_crowded(now) && now.saturating_sub(self.last_active) < spin.now;
+        if spins { Pause::Yield } else { Pause::Sleep }
     }
 
     /// How the turn after that pause waits.
@@ -177,7 +182,8 @@ impl Tempo {
     pub fn wait(&mut self, now: Duration, pause: Pause) -> Wait {
         let wait = match pause {
             Pause::Sleep => Wait::Sleep,
-            _ if self.is_busy(now) => Wait::No,
+            _ if self.in_bulk(now) => Wait::No,
+            _ if self.is_crowded(now) => Wait::Single,
             _ => Wait::Spin,
         };
         self.spun_from = (wait == Wait::Spin && pause != Pause::Nap).then_some(now);
@@ -288,7 +294,7 @@ mod tests {
             tempo.wait(us(began + took + 1), Pause::Sleep);
             (pause, wait)
         };
-        let (spins, sleeps) = ((Pause::Yield, Wait::Spin), (Pause::Sleep, Wait::No));
+        let (spins, sleeps) = ((Pause::Yield, Wait::Spin), (Pause::Sleep, Wait::Single));
         assert_eq!(turn_of(100_000, 500), spins, "no bulk traffic: it was something else");
         last_bulk.note(us(200_000));
         assert_eq!(turn_of(200_100, 30), spins, "nobody was on the core");
