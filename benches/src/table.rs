@@ -2,7 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle, presets};
 
-use crate::distance::Distances;
+use crate::distance;
 use crate::metric::{METRICS, Metric, ratio_digits};
 use crate::result::{Ratio, Report, SubjectReport, Summary};
 
@@ -24,7 +24,7 @@ pub fn show(report: &Report) -> String {
             text += &format!("  {}\n", what_ran(other));
         }
     }
-    if let Some(distances) = Distances::of(report) {
+    if let Some(distances) = distance::of_report(report) {
         text += &format!("\nCores: {distances}\n");
     }
     text

@@ -3,7 +3,7 @@
 use super::data::{self, OnLink};
 use super::markup::Markup;
 use super::ratios::{self, times};
-use crate::distance::Distances;
+use crate::distance;
 use crate::metric::{self, ratio_digits};
 use crate::result::{Report, Sample, SubjectReport};
 use crate::targets::{self, Judged, Measured, Reached};
@@ -82,7 +82,7 @@ fn facts(out: &mut Markup, report: &Report) {
     fact("Rounds", &plan.rounds.to_string(), &each);
     let took = format!("{:.0} s; {:.1} % of the machine busy before", report.elapsed_s, host.load * 100.0);
     fact("Begun", &report.started.replace('T', " ").replace('Z', " UTC"), &took);
-    if let Some(distances) = Distances::of(report) {
+    if let Some(distances) = distance::of_report(report) {
         fact("Cores", &distances.to_string(), "a line of memory from one to another");
     }
     let aside = plan.congestion_control.as_ref().map_or("congestion control", |_| "congestion control, as asked for");

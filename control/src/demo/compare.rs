@@ -13,7 +13,8 @@ use std::time::Duration;
 use anyhow::Result;
 use weft_lab::Mode;
 use weft_lab::measure::{
-    Blast, Histogram, Path, Run, Stop, Stopped, Throughput, Window, median, tcp_latency, tcp_throughput, udp_blast,
+    Blast, Histogram, Path, Run, Stop, Stopped, Throughput, Window, core_to_core, median, tcp_latency, tcp_throughput,
+    udp_blast,
 };
 
 use super::Options;
@@ -76,12 +77,19 @@ pub fn extent(options: &Options) -> (u64, Duration) {
     (count as u64, (options.length + WARM_UP + REST) * count as u32)
 }
 
-/// Runs every test, for every subject, in both modes, in every round. What failed is in the measurement.
+/// Runs every test, for every subject, in both modes, in every round: what they gave, and how far the cores were from each other
+/// before each, in nanoseconds. What failed is in the measurement.
 ///
 /// # Errors
-/// [`Stopped`], or if the cable cannot be switched.
-pub fn compare(hosts: &Hosts, options: &Options, stop: &Stop, progress: &mut Progress) -> Result<Vec<Measurement>> {
+/// [`Stopped`], if the cable cannot be switched, or the kernel does not let threads choose a core.
+pub fn compare(
+    hosts: &Hosts,
+    options: &Options,
+    stop: &Stop,
+    progress: &mut Progress,
+) -> Result<(Vec<Measurement>, Vec<f64>)> {
     let mut all: Vec<Series> = Vec::new();
+    let mut distances = Vec::new();
     for mode in CableMode::ALL {
         for test in TESTS {
             all.extend(Subject::ALL.map(|subject| Series { test, mode, subject, samples: Vec::new(), error: None }));
@@ -99,6 +107,7 @@ pub fn compare(hosts: &Hosts, options: &Options, stop: &Stop, progress: &mut Pro
                     let subject = Subject::ALL[(turn + number + round as usize) % Subject::ALL.len()];
                     progress.step(&format!("{}, {}", test.metrics()[0].name(), subject.name()));
                     let series = all.iter_mut().find(|s| (s.test, s.mode, s.subject) == (test, mode, subject));
+                    distances.extend(core_to_core()?);
                     series.expect("there is one of each").run(hosts, options.length, stop)?;
                     stop.sleep(REST)?;
                 }
@@ -106,7 +115,7 @@ pub fn compare(hosts: &Hosts, options: &Options, stop: &Stop, progress: &mut Pro
         }
     }
     let measurements = |metric| all.iter().filter_map(move |series: &Series| series.measurement(metric));
-    Ok(Metric::ALL.into_iter().flat_map(measurements).collect())
+    Ok((Metric::ALL.into_iter().flat_map(measurements).collect(), distances))
 }
 
 impl Series {

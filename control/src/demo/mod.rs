@@ -126,7 +126,7 @@ fn show(
     let title = format!("Measuring weft beside kernel VXLAN and plain routing, about {:.0} s", time.as_secs_f64());
     progress.say(&format!("\n{}", progress.paint(Style::Bold, &title)));
     progress.start(steps);
-    report.measurements = compare::compare(hosts, options, stop, progress)?;
+    (report.measurements, report.core_to_core_ns) = compare::compare(hosts, options, stop, progress)?;
     for host in [&hosts.a, &hosts.b] {
         match inspect(host) {
             Ok(inspected) => report.hosts.push(inspected),

@@ -167,6 +167,8 @@ pub struct Report {
     pub transfers: Vec<TransferReport>,
     /// Every metric, mode and subject.
     pub measurements: Vec<Measurement>,
+    /// What a line of memory took from core to core before each run of a measurement, nanoseconds; empty with one core.
+    pub core_to_core_ns: Vec<f64>,
     /// Seconds that all of it took.
     pub elapsed_s: f64,
 }
@@ -297,6 +299,7 @@ impl Report {
             pings: Vec::new(),
             transfers: Vec::new(),
             measurements: Vec::new(),
+            core_to_core_ns: Vec::new(),
             elapsed_s: 0.0,
         }
     }

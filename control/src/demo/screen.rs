@@ -1,6 +1,7 @@
 //! The result for people: who ran, a table for each mode, a picture, and how to read them.
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle, presets};
+use weft_lab::measure::Distances;
 
 use super::progress::{Progress, Style};
 use super::report::{CableMode, HostReport, Measurement, Metric, PingReport, Report, Subject, TransferReport};
@@ -94,6 +95,9 @@ fn what_ran(report: &Report) -> String {
     let cores = if machine.cores == 1 { "1 core".into() } else { format!("{} cores", machine.cores) };
     let mut lines = vec![format!("Linux {}, {cores}{cpu}", machine.kernel)];
     lines.extend(ran_on_hosts(&report.hosts));
+    if let Some(distances) = Distances::of(report.core_to_core_ns.clone()) {
+        lines.push(format!("cores {distances}"));
+    }
     lines.push("VXLAN: the kernel's, set up as flannel does; routing: a route, no tunnel".into());
     if machine.debug_build {
         lines.push("THIS IS A DEBUG BUILD: its numbers say nothing. `cargo build --release`".into());
@@ -228,6 +232,13 @@ fn how_to_read(report: &Report) -> String {
             .to_owned(),
         "Payload was checked on arrival in every measurement.".to_owned(),
     ];
+    if Distances::of(report.core_to_core_ns.clone()).is_some_and(|distances| distances.apart > 0) {
+        sentences.push(
+            "The hypervisor moved the cores apart for a while: what passes packets between them was slower then, tunnels \
+             in user space more so than the rest."
+                .to_owned(),
+        );
+    }
     if let Some(spread) = report.spread() {
         let warning = if spread > SPREAD_NOTABLE {
             " That is a lot: the machine was busy with something else, or measure longer with --seconds and --rounds."

@@ -7,6 +7,7 @@
 //!   bulk TCP; [`udp_latency`]: the same with datagrams.
 //! - [`tcp_flows`]: over TCP on many connections at once.
 //! - [`tcp_connects`]: connections per second.
+//! - [`core_to_core`]: how far the cores are from each other, on which all of these depend.
 //!
 //! Payload is checked on arrival in each of them: a wrong byte is an error, not a number. Every measurement counts at the
 //! receiver, within a [`Window`] that opens after a warm-up, and ends early with [`Stopped`] when told by [`Stop`]. A
@@ -17,6 +18,7 @@
 
 mod connect;
 mod cpu;
+mod distance;
 mod latency;
 mod pattern;
 mod peers;
@@ -34,6 +36,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use connect::{Connects, tcp_connects};
 pub use cpu::{CpuTime, process_cpu_time};
+pub use distance::{Distances, are_apart, core_to_core};
 pub use hdrhistogram::Histogram;
 pub use latency::{Latency, REQUEST_LEN, tcp_latency, udp_latency};
 pub use peers::{Spread, Spreaded, udp_spread};
