@@ -78,10 +78,10 @@ pub fn extent(options: &Options) -> (u64, Duration) {
 }
 
 /// Runs every test, for every subject, in both modes, in every round: what they gave, and how far the cores were from each other
-/// before each, in nanoseconds. What failed is in the measurement.
+/// before each, in nanoseconds, where that can be known. What failed is in the measurement.
 ///
 /// # Errors
-/// [`Stopped`], if the cable cannot be switched, or the kernel does not let threads choose a core.
+/// [`Stopped`], or if the cable cannot be switched.
 pub fn compare(
     hosts: &Hosts,
     options: &Options,
@@ -107,7 +107,8 @@ pub fn compare(
                     let subject = Subject::ALL[(turn + number + round as usize) % Subject::ALL.len()];
                     progress.step(&format!("{}, {}", test.metrics()[0].name(), subject.name()));
                     let series = all.iter_mut().find(|s| (s.test, s.mode, s.subject) == (test, mode, subject));
-                    distances.extend(core_to_core()?);
+                    // A sandbox may forbid to choose a core: then the demo does not know.
+                    distances.extend(core_to_core().ok().flatten());
                     series.expect("there is one of each").run(hosts, options.length, stop)?;
                     stop.sleep(REST)?;
                 }

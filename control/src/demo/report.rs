@@ -167,7 +167,8 @@ pub struct Report {
     pub transfers: Vec<TransferReport>,
     /// Every metric, mode and subject.
     pub measurements: Vec<Measurement>,
-    /// What a line of memory took from core to core before each run of a measurement, nanoseconds; empty with one core.
+    /// What a line of memory took from core to core before each run of a measurement, nanoseconds; empty with one core, or if
+    /// threads may not choose theirs.
     pub core_to_core_ns: Vec<f64>,
     /// Seconds that all of it took.
     pub elapsed_s: f64,

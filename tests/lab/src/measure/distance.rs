@@ -25,6 +25,7 @@ const TURNS: u32 = 100;
 
 /// Cores that are more than so many times as far from each other as they were at their nearest were moved apart.
 const APART: f64 = 2.0;
+
 /// Whether two distances are those of different places.
 pub fn are_apart(a: f64, b: f64) -> bool {
     a.max(b) > a.min(b) * APART
@@ -46,7 +47,7 @@ pub struct Distances {
 }
 
 impl Distances {
-    /// Those of one run, one or more.
+    /// Those of one run; `None` if there are none.
     pub fn of(mut all: Vec<f64>) -> Option<Distances> {
         all.sort_by(f64::total_cmp);
         let (nearest, farthest) = (*all.first()?, *all.last()?);
