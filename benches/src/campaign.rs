@@ -55,7 +55,7 @@ pub struct Campaign {
     pub cross_check: bool,
     /// The congestion control of TCP; `None`: the system's.
     pub congestion_control: Option<String>,
-    /// How long to wait in all for cores that were moved apart; see [`Nearness`].
+    /// How long to wait in all for cores that were moved; see [`Nearness`].
     pub patience: Duration,
 }
 
@@ -222,7 +222,7 @@ impl Field {
         format!("{mode}, MTU {}{rate}", self.mtu)
     }
 
-    /// One measurement while cores are near each other, if that can be had, with what ran.
+    /// One measurement while cores are where they usually are, if that can be had, with what ran.
     fn measure_near(
         &self,
         candidate: &Candidate,
@@ -232,7 +232,7 @@ impl Field {
     ) -> Result<(Outcome, Facts)> {
         let Underway { stop, progress, nearness, .. } = underway;
         loop {
-            let before = nearness.wait(stop, || progress.wait("cores that were moved apart"))?;
+            let before = nearness.wait(stop, || progress.wait("cores that were moved"))?;
             let started = Instant::now();
             let (mut outcome, facts) = self.measure(candidate, workload, campaign, stop)?;
             let (after, is_void) = nearness.look_again(started.elapsed())?;

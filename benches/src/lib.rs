@@ -2,7 +2,7 @@
 //!
 //! - [`spec`] and [`workload`] read what stands on the command line.
 //! - [`subject`] sets the subjects up, [`campaign`] measures them in rounds, [`meter`] and [`proc`] read counters beside,
-//!   [`distance`] waits for cores that were moved apart.
+//!   [`distance`] waits for cores that were moved.
 //! - [`summary`] draws medians and ratios, [`table`] shows them; [`result`] is the schema of the JSON, [`metric`] names
 //!   what is measured.
 //! - [`report`] draws pictures and the HTML page, [`compare`] tells what changed between two runs, [`targets`] holds what

@@ -69,8 +69,8 @@ pub struct RunArgs {
     /// Ask iperf3, too, after each TCP workload in one direction
     #[arg(long)]
     cross_check: bool,
-    /// Time in all to wait for cores that a hypervisor moved apart, and to measure again, seconds; 0: take them as they
-    /// are [default: 300; with --quick: 10]
+    /// Time in all to wait for cores that a hypervisor moved, and to measure again, seconds; 0: take them as they are
+    /// [default: 300; with --quick: 10]
     #[arg(long, value_name = "SECONDS")]
     patience: Option<f64>,
     /// Write everything to a file as JSON
@@ -183,7 +183,7 @@ impl RunArgs {
         let seconds = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs()));
         let waiting = match campaign.patience {
             Duration::ZERO => String::new(),
-            patience => format!(", up to {} longer if a hypervisor moves the cores apart", seconds(patience)),
+            patience => format!(", up to {} longer if a hypervisor moves the cores", seconds(patience)),
         };
         eprintln!("{} measurements, about {}{waiting}", campaign.extent(), seconds(campaign.time()));
         let mut progress = Progress::new(campaign.extent());

@@ -16,7 +16,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use serde::Serialize;
-use weft_lab::measure::are_apart;
+use weft_lab::measure::is_elsewhere;
 
 use crate::distance;
 use crate::metric::{self, METRICS, Metric, ratio_digits};
@@ -279,7 +279,7 @@ fn warnings(a: &Report, b: &Report) -> Vec<String> {
         differ("offloads", on(&ours.offloads), on(&theirs.offloads));
     }
     if let (Some(a), Some(b)) = (distance::of_report(a), distance::of_report(b))
-        && are_apart(a.median, b.median)
+        && is_elsewhere(a.median, b.median)
     {
         warnings.push(format!("distance of the cores differs: A {:.0} ns, B {:.0} ns", a.median, b.median));
     }

@@ -232,10 +232,10 @@ fn how_to_read(report: &Report) -> String {
             .to_owned(),
         "Payload was checked on arrival in every measurement.".to_owned(),
     ];
-    if Distances::of(report.core_to_core_ns.clone()).is_some_and(|distances| distances.apart > 0) {
+    if Distances::of(report.core_to_core_ns.clone()).is_some_and(|distances| distances.moved > 0) {
         sentences.push(
-            "The hypervisor moved the cores apart for a while: what passes packets between them was slower then, tunnels \
-             in user space more so than the rest."
+            "The hypervisor moved the cores for a while: where they are far from each other, what passes packets between \
+             them is slower, tunnels in user space more so than the rest."
                 .to_owned(),
         );
     }

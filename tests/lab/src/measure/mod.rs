@@ -36,7 +36,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use connect::{Connects, tcp_connects};
 pub use cpu::{CpuTime, process_cpu_time};
-pub use distance::{Distances, are_apart, core_to_core};
+pub use distance::{Distances, core_to_core, is_elsewhere, usual};
 pub use hdrhistogram::Histogram;
 pub use latency::{Latency, REQUEST_LEN, tcp_latency, udp_latency};
 pub use peers::{Spread, Spreaded, udp_spread};
