@@ -126,9 +126,10 @@ impl Tempo {
     /// Notes what a turn that ended at `now` brought.
     #[inline]
     pub fn note(&mut self, now: Duration, received: &Received) {
-        if self.spun_from.take().is_some_and(|from| now.saturating_sub(from) > CROWDED_TURN)
-            && self.last_bulk_of_all.is_within(CROWDED_MEMORY, now)
-        {
+        let is_bulk = received.packets >= BULK_PACKETS || received.bytes >= BULK_BYTES;
+        // A burst takes long by itself.
+        let was_long = self.spun_from.take().is_some_and(|from| now.saturating_sub(from) > CROWDED_TURN);
+        if was_long && !is_bulk && self.last_bulk_of_all.is_within(CROWDED_MEMORY, now) {
             self.last_crowded = Some(now);
         }
         if received.packets > 0 {
@@ -139,7 +140,7 @@ impl Tempo {
             self.was_from_tun = from_tun;
             self.last_active = now;
         }
-        if received.packets >= BULK_PACKETS || received.bytes >= BULK_BYTES {
+        if is_bulk {
             self.last_bulk = Some(now);
             self.last_bulk_of_all.note(now);
         }
@@ -303,6 +304,19 @@ mod tests {
         assert_eq!(turn_of(211_000, 30), spins, "it is time to try again");
         last_bulk.note(us(300_000));
         assert_eq!(turn_of(311_000, 500), spins, "the bulk traffic is over");
+    }
+
+    #[test]
+    fn a_burst_that_takes_long_after_a_spin_did_not_wait_for_others() {
+        let last_bulk = Arc::new(LastBulk::default());
+        let mut tempo = Tempo::new(us(50), last_bulk.clone());
+        last_bulk.note(us(100_000));
+        tempo.note(us(101_000), &REQUEST);
+        tempo.wait(us(101_001), Pause::Yield);
+        tempo.note(us(101_100), &SUPER_PACKET);
+        // Once the burst is over.
+        tempo.note(us(103_000), &REQUEST);
+        assert_eq!(tempo.pause(us(103_001), &NOTHING, false), Pause::Yield);
     }
 
     #[test]
