@@ -40,6 +40,8 @@ pub struct WeftSpec {
     pub spin_us: Option<u32>,
     /// Worker threads.
     pub workers: Option<u32>,
+    /// `same` or `spread`.
+    pub source_ports: Option<String>,
     /// Another weftd than the one beside weft-bench.
     pub binary: Option<PathBuf>,
     /// Offloads that are switched off: `udp-gso`, `udp-gro`, `tun-tso`, `tun-uso`, `backpressure`, `sparse-lane`.
@@ -47,12 +49,13 @@ pub struct WeftSpec {
 }
 
 /// The subjects, for messages and `weft-bench list`: form and meaning.
-pub const FORMS: [(&str, &str); 11] = [
+pub const FORMS: [(&str, &str); 12] = [
     ("weft", "weft with the settings that `weft up` gives"),
     ("weft:engine=uring", "by io_uring; or engine=epoll"),
     ("weft:opener=simple", "one TUN queue without offloads; or opener=native"),
     ("weft:spin=US", "a worker looks for work for US microseconds before it sleeps; 0: not at all"),
     ("weft:workers=N", "N worker threads on each host"),
+    ("weft:source-ports=spread", "each worker sends from a UDP port of its own; or source-ports=same"),
     ("weft:udp-gso=off", "without an offload; also udp-gro, tun-tso, tun-uso, backpressure, sparse-lane"),
     ("weft:bin=PATH", "another build of weftd; settings combine: weft:bin=PATH,engine=epoll,spin=0"),
     ("vxlan", "kernel VXLAN as flannel programs it: VNI 1, permanent neighbour and forwarding entry"),
@@ -166,6 +169,7 @@ impl WeftSpec {
                 "opener" => spec.opener = one_of(&["native", "simple"])?,
                 "spin" => spec.spin_us = number()?,
                 "workers" => spec.workers = number()?,
+                "source-ports" => spec.source_ports = one_of(&["same", "spread"])?,
                 "bin" => spec.binary = Some(value.into()),
                 _ if SWITCHES.contains(&key) => {
                     if one_of(&["on", "off"])?.as_deref() == Some("off") {
@@ -173,7 +177,10 @@ impl WeftSpec {
                     }
                 }
                 _ => {
-                    bail!("`{key}` is no setting: expected engine, opener, spin, workers, bin, {}", SWITCHES.join(", "))
+                    let switches = SWITCHES.join(", ");
+                    bail!(
+                        "`{key}` is no setting: expected engine, opener, spin, workers, source-ports, bin, {switches}"
+                    )
                 }
             }
         }

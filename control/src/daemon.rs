@@ -2,7 +2,7 @@
 
 use crate::causes;
 use crate::client::{Client, ClientError};
-use crate::config::Tunnel;
+use crate::config::{SourcePorts, Tunnel};
 use crate::state::Paths;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -144,6 +144,9 @@ pub fn arguments(tunnel: &Tunnel, socket: &Path) -> Vec<String> {
     }
     if let Some(spin_us) = dataplane.spin_us {
         option("--spin-us", spin_us.to_string());
+    }
+    if dataplane.source_ports != SourcePorts::Same {
+        option("--source-ports", dataplane.source_ports.word().to_owned());
     }
     let switches = [
         ("--no-udp-gso", dataplane.udp_gso),
@@ -378,11 +381,11 @@ mod tests {
 
     #[test]
     fn arguments_name_what_the_file_says_and_leave_the_rest_to_weftd() {
-        let text = "address = \"10.9.0.1/24\"\n[dataplane]\nworkers = 2\ntun_uso = false\n";
+        let text = "address = \"10.9.0.1/24\"\n[dataplane]\nworkers = 2\nsource_ports = \"spread\"\ntun_uso = false\n";
         let tunnel = config::parse("t.toml", "office", text, &|_| false).unwrap().tunnel;
         let arguments = arguments(&tunnel, Path::new("/run/weft/office.sock")).join(" ");
         let expected = "--tun office --bind 0.0.0.0:8285 --socket /run/weft/office.sock --engine auto --opener native \
-                        --peer-check strict --workers 2 --no-tun-uso";
+                        --peer-check strict --workers 2 --source-ports spread --no-tun-uso";
         assert_eq!(arguments, expected);
     }
 

@@ -19,6 +19,16 @@ pub enum EngineChoice {
     Epoll,
 }
 
+/// Which UDP ports datagrams are sent from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, ValueEnum)]
+pub enum SourcePorts {
+    /// The port that weftd listens on, as stock flannel does.
+    #[default]
+    Same,
+    /// One for each worker, so that network cards, links and receiving workers share a peer's flows.
+    Spread,
+}
+
 /// weftd: moves packets between a TUN device and a UDP socket. Who gets what is told over the control socket, by `weft`.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "weftd", version)]
@@ -38,6 +48,10 @@ pub struct Config {
     /// Worker threads, each with its own TUN queue and UDP socket, beside that for sparse flows [default: half of the cores, 1 to 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
     pub workers: Option<u16>,
+    /// UDP ports to send from: same is the one listened on; spread is one for each worker, by which network cards, equal paths and
+    /// the peer's workers share the flows. The peer's firewall must let in every source port
+    #[arg(long, value_enum, default_value_t)]
+    pub source_ports: SourcePorts,
     /// How workers reach the kernel
     #[arg(long, value_enum, default_value_t)]
     pub engine: EngineChoice,
@@ -113,6 +127,7 @@ mod tests {
         assert_eq!(config.bind, "0.0.0.0:8285".parse().unwrap());
         assert_eq!(config.peer_check, PeerCheck::Strict);
         assert_eq!(config.engine, EngineChoice::Auto);
+        assert_eq!(config.source_ports, SourcePorts::Same);
     }
 
     #[test]

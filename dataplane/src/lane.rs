@@ -39,6 +39,8 @@ const NOW: Reg = 8;
 const SLOT: Reg = 9;
 /// In the program that chooses a socket.
 const SOURCE: Reg = 7;
+const SOURCE_PORT: Reg = 9;
+const CLASS: Reg = 8;
 // The stack, below the frame pointer.
 const HEADER: i16 = -64;
 const KEY: i16 = -24;
@@ -176,7 +178,9 @@ pub fn steering(workers: usize) -> io::Result<Program> {
     code.label("worker");
     code.load(Size::Double, 0, FP, ADDRESSES);
     code.load(Size::Double, 1, FP, PORTS);
-    choose(&mut code, workers);
+    mix(&mut code);
+    code.op(Op::Mod, 0, workers as i32);
+    code.exit();
     code.label("lane");
     code.op(Op::Set, 0, workers as i32);
     code.exit();
@@ -229,29 +233,16 @@ fn mix(code: &mut Code) {
     code.op(Op::Shr, 0, 32);
 }
 
-/// Ends the program with one of `workers` by what is in registers 0 and 1.
-fn choose(code: &mut Code, workers: usize) {
-    if workers > 1 {
-        mix(code);
-        code.op(Op::Mod, 0, workers as i32);
-    } else {
-        code.op(Op::Set, 0, 0);
-    }
-    code.exit();
-}
-
 /// The program that chooses among sockets of one port (SO_ATTACH_REUSEPORT_EBPF): for the lane's datagrams the one behind those
-/// of `workers` workers, and one of theirs, by outer source address, for the rest.
+/// of `workers` workers, and one of theirs for the rest: the next one for the next source port of the same address.
 pub fn choosing(workers: usize) -> io::Result<Program> {
     let budget = Map::array(BUDGET_LEN, 1)?;
     let mut code = Code::default();
+    code.op_by(Op::Set, SKB, 1);
     code.op(Op::Set, SOURCE, 0);
-    code.op(Op::Set, 2, 0);
-    address(&mut code, 3, HEADER);
-    // As much of an IPv6 header as reaches the end of its source; an IPv4 header with the 8 bytes of UDP is as long.
-    code.op(Op::Set, 4, 24);
-    code.op(Op::Set, 5, 1);
-    code.call(Helper::LoadBytesRelative);
+    code.op(Op::Set, SOURCE_PORT, 0);
+    // As much of an IPv6 header as reaches the end of its source, or an IPv4 header and the ports of UDP.
+    load_relative(&mut code, 0, 24);
     code.jump_if(If::NotEqual, 0, 0, "worker");
     code.load(Size::Byte, 1, FP, HEADER);
     code.op(Op::Shr, 1, 4);
@@ -263,14 +254,19 @@ pub fn choosing(workers: usize) -> io::Result<Program> {
     code.op(Op::Shr, 2, 4);
     code.op_by(Op::Or, 1, 2);
     code.load(Size::Word, SOURCE, FP, HEADER + 20);
+    code.op_by(Op::Set, CLASS, 1);
+    load_relative(&mut code, 40, 2);
+    code.jump_if(If::NotEqual, 0, 0, "class");
+    load_port(&mut code, HEADER);
     code.jump("class");
     code.label("ipv4");
-    code.load(Size::Byte, 1, FP, HEADER + 1);
+    code.load(Size::Byte, CLASS, FP, HEADER + 1);
     code.load(Size::Word, SOURCE, FP, HEADER + 12);
+    load_port(&mut code, HEADER + 20);
     code.label("class");
     // Without the two bits of ECN.
-    code.op(Op::And, 1, 0xfc);
-    code.jump_if(If::NotEqual, 1, LANE_TOS.into(), "worker");
+    code.op(Op::And, CLASS, 0xfc);
+    code.jump_if(If::NotEqual, CLASS, LANE_TOS.into(), "worker");
     code.call(Helper::Now);
     code.op_by(Op::Set, NOW, 0);
     spend(&mut code, &budget, "worker");
@@ -279,6 +275,27 @@ pub fn choosing(workers: usize) -> io::Result<Program> {
     code.label("worker");
     code.op_by(Op::Set, 0, SOURCE);
     code.op(Op::Set, 1, 0);
-    choose(&mut code, workers);
+    mix(&mut code);
+    code.op_by(Op::Add, 0, SOURCE_PORT);
+    code.op(Op::Mod, 0, workers as i32);
+    code.exit();
     Program::load(code)
+}
+
+/// Puts `len` bytes of the outer packet, from `offset`, where [`HEADER`] is; register 0 = 0 if it has as many.
+fn load_relative(code: &mut Code, offset: i32, len: i32) {
+    code.op_by(Op::Set, 1, SKB);
+    code.op(Op::Set, 2, offset);
+    address(code, 3, HEADER);
+    code.op(Op::Set, 4, len);
+    code.op(Op::Set, 5, 1);
+    code.call(Helper::LoadBytesRelative);
+}
+
+/// `SOURCE_PORT` = the two bytes of the network's order at `HEADER`, or further up.
+fn load_port(code: &mut Code, at: i16) {
+    code.load(Size::Byte, SOURCE_PORT, FP, at);
+    code.op(Op::Shl, SOURCE_PORT, 8);
+    code.load(Size::Byte, 2, FP, at + 1);
+    code.op_by(Op::Or, SOURCE_PORT, 2);
 }

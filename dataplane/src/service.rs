@@ -3,7 +3,7 @@
 //! Nothing that another process could see is changed before everything that can be refused was asked for.
 
 use crate::backpressure::{Backpressure, Grants};
-use crate::config::{Config, EngineChoice};
+use crate::config::{Config, EngineChoice, SourcePorts};
 use crate::engine::epoll::Epoll;
 use crate::engine::uring::{self, Uring};
 use crate::engine::{Descriptors, Engine};
@@ -79,7 +79,16 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
     let count = device.queues.len();
     let has_lane = count > config.worker_count();
     let wanted = UdpCaps { gso: !config.no_udp_gso, gro: !config.no_udp_gro };
-    let sockets = underlay::open(config.bind, count, wanted)?;
+    let mut sockets = underlay::open(config.bind, count, wanted)?;
+    let workers_sockets = &mut sockets[..config.worker_count().min(count)];
+    if config.source_ports == SourcePorts::Spread {
+        if workers_sockets.len() == 1 {
+            warn!("--source-ports spread: one worker sends from one port, so nothing is spread; see --workers");
+        }
+        underlay::spread(workers_sockets)?;
+    }
+    let mut source_ports: Vec<u16> = workers_sockets.iter().map(UdpSocket::source_port).collect();
+    source_ports.dedup();
     if has_lane {
         underlay::give_lane(&sockets)?;
     }
@@ -157,6 +166,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
         mtu,
         peer_check: config.peer_check,
         spin_us: config.spin_us,
+        source_ports,
     };
     log_start(&facts, config.worker_count(), device.caps, udp_caps, backpressure.is_some(), has_lane);
 
@@ -310,8 +320,10 @@ fn log_start(facts: &Facts, workers: usize, tun: TunCaps, udp: UdpCaps, holds_se
     .into_iter()
     .filter_map(|(on, name)| on.then_some(name))
     .collect::<Vec<_>>();
+    let ports: Vec<String> = facts.source_ports.iter().map(u16::to_string).collect();
+    let sends_from = if ports.len() > 1 { format!(", sends from ports {}", ports.join(" ")) } else { String::new() };
     info!(
-        "{} on udp {}: engine {}, opener {}, {workers} worker(s), mtu {}, offloads {}",
+        "{} on udp {}{sends_from}: engine {}, opener {}, {workers} worker(s), mtu {}, offloads {}",
         facts.tun_name,
         facts.bind,
         facts.engine,
@@ -353,6 +365,7 @@ impl WorkerThread {
         let descriptors = Descriptors {
             tun: self.pair.tun.as_fd(),
             udp: self.pair.udp.as_fd(),
+            send: self.pair.udp.sender(),
             wake: self.pair.wake.as_fd(),
             // A GRO buffer is up to 64 KiB; a single datagram is not much longer than the MTU.
             receive_len_max: if gro { FRAME_LEN } else { self.receive_len_max },

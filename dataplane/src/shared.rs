@@ -81,6 +81,8 @@ pub struct Facts {
     pub peer_check: PeerCheck,
     /// Spin time before sleeping, microseconds.
     pub spin_us: u32,
+    /// UDP ports that datagrams are sent from: one, or one for each worker.
+    pub source_ports: Vec<u16>,
 }
 
 /// The shared state of a running weftd.

@@ -26,12 +26,21 @@ pub struct UdpCaps {
 #[derive(Debug)]
 pub struct UdpSocket {
     fd: OwnedFd,
+    /// Another one, to send from, which nothing is received from.
+    send: Option<UdpSource>,
     /// AF_INET6 sockets name IPv4 peers as ::ffff:a.b.c.d.
     mapped: bool,
     /// What it can do.
     pub caps: UdpCaps,
     /// Where it is bound.
     pub local: SocketAddr,
+}
+
+/// A socket to send from, and its port.
+#[derive(Debug)]
+struct UdpSource {
+    fd: OwnedFd,
+    port: u16,
 }
 
 /// Why no socket could be had; the message carries the remedy.
@@ -105,6 +114,34 @@ fn open_one(addr: SocketAddr, share: bool, wanted: UdpCaps) -> Result<UdpSocket,
     adopt(fd, wanted)
 }
 
+/// Gives each worker but the first, whose `sockets` these are, a port of its own to send from.
+pub fn spread(sockets: &mut [UdpSocket]) -> Result<(), UnderlayError> {
+    for (worker, socket) in sockets.iter_mut().enumerate().skip(1) {
+        let UdpSocket { local, caps, .. } = socket;
+        let mut opened = source_ports(local.port(), worker as u16)
+            .map(|port| open_one(SocketAddr::new(local.ip(), port), false, UdpCaps { gro: false, ..*caps }));
+        let first = opened.next().expect("there is more than one");
+        let source = opened.fold(first, |found, next| match found {
+            Err(UnderlayError::InUse { .. }) => next,
+            found => found,
+        })?;
+        // Nobody reads from it: of what a stranger sends there the kernel keeps as little as it can.
+        let _ = sockopt::set(source.fd.as_fd(), sockopt::RCVBUF, 0);
+        socket.send = Some(UdpSource { port: source.local.port(), fd: source.fd });
+    }
+    Ok(())
+}
+
+/// Ports that a worker may send from, the first that is free: of those for such purposes (RFC 6335 section 6), and always the same, as firewalls
+/// and equal-cost paths like it. Modulo 840, which all numbers of workers up to 8 divide, they are those after the port that is listened
+/// on, so that the workers of one peer reach as many of another (see [`lane::choosing`]).
+fn source_ports(listen: u16, worker: u16) -> impl Iterator<Item = u16> {
+    const FIRST: u16 = 49_152;
+    const STEP: u16 = 840;
+    let first = FIRST + (i32::from(listen) + i32::from(worker) - i32::from(FIRST)).rem_euclid(STEP.into()) as u16;
+    (first..=u16::MAX).step_by(STEP.into())
+}
+
 /// Makes the last of `sockets` that of the lane: its datagrams are marked, and marked datagrams from peers come to it.
 pub fn give_lane(sockets: &[UdpSocket]) -> Result<(), UnderlayError> {
     let option = |what| move |error: io::Error| UnderlayError::Option { what, error };
@@ -145,7 +182,7 @@ pub fn adopt(fd: OwnedFd, wanted: UdpCaps) -> Result<UdpSocket, UnderlayError> {
         gso: wanted.gso && sockopt::get(socket, sockopt::UDP_SEGMENT).is_ok(),
         gro: wanted.gro && sockopt::set(socket, sockopt::UDP_GRO, 1).is_ok(),
     };
-    Ok(UdpSocket { mapped: local.is_ipv6(), caps, local, fd })
+    Ok(UdpSocket { mapped: local.is_ipv6(), caps, local, fd, send: None })
 }
 
 impl UdpSocket {
@@ -157,7 +194,17 @@ impl UdpSocket {
     /// Sends one datagram at once, outside of the engine: for the rare packets that a batch cannot carry.
     pub fn send_now(&self, bytes: &[u8], addr: SocketAddr) -> io::Result<()> {
         let (name, len) = self.name(addr);
-        msg::send_to(self.fd.as_fd(), bytes, &name, len).map(drop)
+        msg::send_to(self.sender(), bytes, &name, len).map(drop)
+    }
+
+    /// What to send from.
+    pub fn sender(&self) -> BorrowedFd<'_> {
+        self.send.as_ref().map_or(&self.fd, |source| &source.fd).as_fd()
+    }
+
+    /// The port that it sends from.
+    pub fn source_port(&self) -> u16 {
+        self.send.as_ref().map_or(self.local.port(), |source| source.port)
     }
 }
 

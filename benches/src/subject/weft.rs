@@ -31,13 +31,14 @@ impl Weft {
     pub fn new(site: &Site<'_>, spec: &WeftSpec) -> Result<Self> {
         let tun = format!("weft{}", site.number);
         let port = site.port();
+        let source_ports = spec.source_ports.iter().map(|ports| format!("--source-ports={ports}"));
         let options = WeftdOptions {
             binary: spec.binary.clone(),
             engine: spec.engine.clone(),
             opener: spec.opener.clone(),
             spin_us: spec.spin_us,
             workers: spec.workers,
-            flags: spec.off.iter().map(|offload| format!("--no-{offload}")).collect(),
+            flags: spec.off.iter().map(|offload| format!("--no-{offload}")).chain(source_ports).collect(),
             ..WeftdOptions::new(&tun, &format!("0.0.0.0:{port}"))
         };
         let overlay_mtu = site.mtu - OVERHEAD_LEN;

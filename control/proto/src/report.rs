@@ -229,6 +229,9 @@ pub struct StatusReport {
     pub peer_check: String,
     /// Spin time before sleeping, microseconds.
     pub spin_us: u32,
+    /// UDP ports that datagrams are sent from: one, or one for each worker.
+    #[serde(default)]
+    pub source_ports: Vec<u16>,
     /// Workers started, the lane of sparse flows not counted.
     pub workers: u16,
     /// Those of them that still run.

@@ -17,6 +17,7 @@
 
 use crate::backend::udp_tunnel::Push;
 use crate::causes;
+use crate::config::SourcePorts;
 use crate::daemon::{self, DaemonError, ProcessHandle};
 use crate::flannel::external::Families;
 use crate::flannel::netconf::UnderlayFamily;
@@ -63,6 +64,8 @@ pub struct UdpOptions {
     pub engine: String,
     /// weftd's `--workers`.
     pub workers: Option<u32>,
+    /// weftd's `--source-ports`.
+    pub source_ports: String,
     /// Without it weftd gets `--no-backpressure`.
     pub backpressure: bool,
     /// Without it weftd gets `--no-sparse-lane`.
@@ -135,7 +138,7 @@ impl Udp {
     }
 
     fn wanted_weftd(&self) -> Result<Start, BackendError> {
-        let UdpOptions { peer_check, engine, workers, backpressure, sparse_lane, .. } = &self.options;
+        let UdpOptions { peer_check, engine, workers, source_ports, backpressure, sparse_lane, .. } = &self.options;
         let socket = self.paths().socket().display().to_string();
         let mut arguments: Vec<String> = Vec::new();
         let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
@@ -147,6 +150,9 @@ impl Udp {
         option("--peer-check", peer_check.clone());
         if let Some(workers) = workers {
             option("--workers", workers.to_string());
+        }
+        if source_ports != SourcePorts::Same.word() {
+            option("--source-ports", source_ports.clone());
         }
         for (flag, on) in [("--no-backpressure", backpressure), ("--no-sparse-lane", sparse_lane)] {
             if !on {

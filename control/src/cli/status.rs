@@ -60,13 +60,19 @@ impl Args {
 
 fn render(status: &StatusReport, degraded: &[String]) -> String {
     let offloads: Vec<_> = status.offloads.each().into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
+    // Only if they are others than that of the address.
+    let ports: Vec<String> = status.source_ports.iter().map(u16::to_string).collect();
+    let bind = match &ports[..] {
+        [] | [_] => format!("{} udp", status.bind),
+        ports => format!("{} udp, sends from ports {}", status.bind, ports.join(" ")),
+    };
     let rows = [
         ("weftd", format!("{}, pid {}, up {}", status.weftd_version, status.pid, output::duration(status.uptime_ms))),
         (
             "tun",
             format!("{} (index {}), mtu {}, opener {}", status.tun_name, status.tun_ifindex, status.mtu, status.opener),
         ),
-        ("bind", format!("{} udp", status.bind)),
+        ("bind", bind),
         (
             "engine",
             match &status.engine_note {

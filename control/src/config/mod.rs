@@ -85,6 +85,8 @@ pub struct Dataplane {
     pub workers: Option<u16>,
     /// Microseconds that a worker polls before it sleeps; `None`: weftd decides.
     pub spin_us: Option<u32>,
+    /// Which UDP ports datagrams are sent from.
+    pub source_ports: SourcePorts,
     /// How strictly an outer source is held against the inner source.
     pub peer_check: PeerCheck,
     /// One UDP send, many datagrams (UDP_SEGMENT).
@@ -108,6 +110,7 @@ impl Default for Dataplane {
             opener: Opener::Native,
             workers: None,
             spin_us: None,
+            source_ports: SourcePorts::Same,
             peer_check: PeerCheck::Strict,
             udp_gso: true,
             udp_gro: true,
@@ -143,6 +146,16 @@ macro_rules! keyword {
             const WORDS: &'static [(&'static str, Self)] = &[$(($word, $name::$variant),)*];
         }
     };
+}
+
+keyword! {
+    /// Which UDP ports datagrams are sent from.
+    SourcePorts {
+        /// The port that is listened on, as stock flannel does.
+        Same = "same",
+        /// One for each worker.
+        Spread = "spread",
+    }
 }
 
 keyword! {

@@ -69,6 +69,7 @@ engine = "epoll"
 opener = "simple"
 workers = 1
 spin_us = 50
+source_ports = "spread"
 peer_check = "log"
 udp_gso = false
 udp_gro = false
@@ -88,6 +89,7 @@ aliases = ["2001:db8::7"]
         opener: Opener::Simple,
         workers: Some(1),
         spin_us: Some(50),
+        source_ports: SourcePorts::Spread,
         peer_check: PeerCheck::Log,
         udp_gso: false,
         udp_gro: false,

@@ -43,7 +43,7 @@ impl<'a> Calls<'a> {
             self.made += 1;
             // SAFETY: the headers point into operation slots, whose gather lists point into frames that the slots hold and
             // into their own boxed arenas; slots and frames stay until `io.sent` below.
-            match unsafe { msg::send_batch(self.descriptors.udp, &mut messages[..count]) } {
+            match unsafe { msg::send_batch(self.descriptors.send, &mut messages[..count]) } {
                 Ok(sent) => {
                     for _ in 0..sent {
                         let slot = io.sends.pop_queued().expect("sent no more than was queued");

@@ -19,6 +19,7 @@ use std::time::Duration;
 const TUN: Token = Token(0);
 const UDP: Token = Token(1);
 const WAKE: Token = Token(2);
+const SEND: Token = Token(3);
 
 /// One worker's epoll instance and what it knows about readiness (edge-triggered: ready until a call says EAGAIN).
 pub struct Epoll<'a> {
@@ -39,11 +40,15 @@ impl<'a> Epoll<'a> {
     /// Registers the descriptors and makes them non-blocking.
     pub fn new(descriptors: Descriptors<'a>) -> io::Result<Epoll<'a>> {
         let poll = Poll::new()?;
-        for (fd, token, interest) in [
+        let sends_elsewhere = descriptors.send.as_raw_fd() != descriptors.udp.as_raw_fd();
+        let udp_interest = if sends_elsewhere { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+        let of_send = sends_elsewhere.then_some((descriptors.send, SEND, Interest::WRITABLE));
+        let others = [
             (descriptors.tun, TUN, Interest::READABLE),
-            (descriptors.udp, UDP, Interest::READABLE | Interest::WRITABLE),
+            (descriptors.udp, UDP, udp_interest),
             (descriptors.wake, WAKE, Interest::READABLE),
-        ] {
+        ];
+        for (fd, token, interest) in others.into_iter().chain(of_send) {
             rustix::io::ioctl_fionbio(fd, true)?;
             poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, interest)?;
         }
@@ -124,6 +129,7 @@ impl Engine for Epoll<'_> {
                         self.udp_readable |= event.is_readable() || event.is_error();
                         self.udp_writable |= event.is_writable();
                     }
+                    SEND => self.udp_writable |= event.is_writable(),
                     _ => {
                         let mut count = [0u8; 8];
                         let _ = rustix::io::read(self.descriptors.wake, &mut count);

@@ -32,8 +32,10 @@ pub enum Wait {
 pub struct Descriptors<'a> {
     /// The TUN queue.
     pub tun: BorrowedFd<'a>,
-    /// The UDP socket.
+    /// The UDP socket that datagrams arrive at.
     pub udp: BorrowedFd<'a>,
+    /// The one that they are sent from; mostly the same.
+    pub send: BorrowedFd<'a>,
     /// An eventfd: readable when somebody wants the worker to look at its command.
     pub wake: BorrowedFd<'a>,
     /// Longest UDP payload to receive, bytes; a longer datagram arrives truncated and marked so.

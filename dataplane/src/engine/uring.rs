@@ -37,6 +37,7 @@ const CQ_LEN: u32 = 2 * SQ_LEN;
 const TUN: Fixed = Fixed(0);
 const UDP: Fixed = Fixed(1);
 const WAKE: Fixed = Fixed(2);
+const SEND: Fixed = Fixed(3);
 
 // Completion kinds: the upper half of user_data; the lower half is an operation slot or a frame.
 const KIND_TUN_READ: u64 = 1 << 32;
@@ -146,6 +147,7 @@ impl<'a> Uring<'a> {
             descriptors.tun.as_raw_fd(),
             descriptors.udp.as_raw_fd(),
             descriptors.wake.as_raw_fd(),
+            descriptors.send.as_raw_fd(),
         ])?;
         // SAFETY: `msghdr` is plain old data for which all zero bytes are a valid value.
         let empty: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -223,7 +225,7 @@ impl<'a> Uring<'a> {
                 let header = &mut self.pinned.sends[usize::from(slot)];
                 *header = msg::send_header(&op.name, op.name_len, &op.gather, op.segments());
                 let entry =
-                    opcode::SendMsg::new(UDP, &raw const *header).build().user_data(KIND_SEND | u64::from(slot));
+                    opcode::SendMsg::new(SEND, &raw const *header).build().user_data(KIND_SEND | u64::from(slot));
                 self.push(&entry);
                 self.sends_in_flight += 1;
             }

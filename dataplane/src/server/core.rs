@@ -256,6 +256,7 @@ impl<'a> Core<'a> {
             engine_fallback: facts.engine_fallback,
             peer_check: format!("{:?}", facts.peer_check).to_lowercase(),
             spin_us: facts.spin_us,
+            source_ports: facts.source_ports.clone(),
             workers: now.iter().filter(|offloads| !offloads.sparse_lane).count() as u16,
             workers_running: now.iter().zip(&self.running).filter(|(o, running)| !o.sparse_lane && **running).count()
                 as u16,

@@ -46,6 +46,7 @@ impl Running {
                 mtu: 1472,
                 peer_check: PeerCheck::Strict,
                 spin_us: 0,
+                source_ports: vec![8285],
             },
             wake: Box::new({
                 let woken = woken.clone();

@@ -37,6 +37,7 @@ fn udp_on(v4: bool, v6: bool, external: ExternalInterface) -> Udp {
         peer_check: "strict".into(),
         engine: "auto".into(),
         workers: None,
+        source_ports: "same".into(),
         backpressure: true,
         sparse_lane: true,
     };

@@ -196,6 +196,7 @@ fn make_backend(
                 peer_check: flags.peer_check.clone(),
                 engine: flags.engine.clone(),
                 workers: flags.workers,
+                source_ports: flags.source_ports.clone(),
                 backpressure: flags.backpressure,
                 sparse_lane: flags.sparse_lane,
             };

@@ -33,6 +33,7 @@ const GRACE_MAX: i64 = 24 * 60 * 60;
 const ANNOTATION_PREFIX: &str = "kube-annotation-prefix";
 /// Values of weftd's own flags.
 const PEER_CHECKS: [&str; 3] = ["strict", "log", "off"];
+const SOURCE_PORTS: [&str; 2] = ["same", "spread"];
 const ENGINES: [&str; 3] = ["auto", "uring", "epoll"];
 
 /// A text that no log and no message shows.
@@ -114,6 +115,8 @@ pub struct Flags {
     pub engine: String,
     /// `--workers`.
     pub workers: Option<u32>,
+    /// `--source-ports`.
+    pub source_ports: String,
     /// `--backpressure`.
     pub backpressure: bool,
     /// `--sparse-lane`.
@@ -201,6 +204,7 @@ impl Given {
                 "" => None,
                 _ => Some(self.integer("workers", 1, WORKERS_MAX, "")? as u32),
             },
+            source_ports: self.word("source-ports", &SOURCE_PORTS)?,
             backpressure: self.boolean("backpressure")?,
             sparse_lane: self.boolean("sparse-lane")?,
         })

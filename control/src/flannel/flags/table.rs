@@ -119,6 +119,13 @@ pub const FLAGS: &[Flag] = {
         flag("peer-check", Value, "strict", Weft, "what of a datagram's sender is checked (udp): strict, log or off"),
         flag("engine", Value, "auto", Weft, "how weftd reaches the kernel: auto, uring or epoll"),
         flag("workers", Value, "", Weft, "weftd's threads [half of the cores, 1 to 4]"),
+        flag(
+            "source-ports",
+            Value,
+            "same",
+            Weft,
+            "UDP ports that weftd sends from: same (as it listens on), or spread (one for each thread)",
+        ),
         flag("backpressure", Bool, "true", Weft, "senders on this host wait when they are faster than weftd"),
         flag("sparse-lane", Bool, "true", Weft, "a thread of weftd for sparse flows, whose datagrams carry DSCP AF21"),
     ]

@@ -61,6 +61,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("peer-check", "off"),
     ("engine", "epoll"),
     ("workers", "3"),
+    ("source-ports", "spread"),
     ("backpressure", "false"),
     ("sparse-lane", "false"),
     ("kube-subnet-mgr", "true"),

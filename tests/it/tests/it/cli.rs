@@ -144,6 +144,7 @@ fn every_reading_command_prints_json_with_its_documented_keys() -> Result<()> {
                 "engine_fallback",
                 "peer_check",
                 "spin_us",
+                "source_ports",
                 "workers",
                 "workers_running",
                 "draining",

@@ -29,6 +29,7 @@ mod route_swap;
 mod rules;
 mod run_follow;
 mod scale;
+mod source_ports;
 mod support;
 mod tunnel_up;
 mod weft;

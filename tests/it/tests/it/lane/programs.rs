@@ -193,14 +193,16 @@ fn what_is_no_whole_packet_goes_to_a_worker() -> Result<()> {
 }
 
 #[test]
-fn marked_datagrams_come_to_the_lane_and_others_to_a_worker_by_their_source() -> Result<()> {
+fn marked_datagrams_come_to_the_lane_and_others_to_a_worker_by_their_source_and_its_port() -> Result<()> {
     let Some(_lab) = Lab::start() else { return Ok(()) };
     for workers in [1, 4] {
         let lane = workers as u32;
         let choosing = Runner(choosing(workers)?);
         for is_ipv6 in [false, true] {
             let (source, destination) = hosts(is_ipv6);
-            let datagram = |source, tos| Packet { tos, ..Packet::udp(source, destination, (8285, 8285), &[0; 60]) };
+            let from_port =
+                |source, port, tos| Packet { tos, ..Packet::udp(source, destination, (port, 8285), &[0; 60]) };
+            let datagram = |source, tos| from_port(source, 8285, tos);
             // Routers on the way may mark congestion.
             for ecn in 0..4 {
                 assert_eq!(choosing.queue(&datagram(source, LANE_TOS | ecn))?, lane);
@@ -219,6 +221,11 @@ fn marked_datagrams_come_to_the_lane_and_others_to_a_worker_by_their_source() ->
                 peers[choosing.queue(&datagram(source, 0))? as usize] += 1;
             }
             assert!(peers.iter().all(|count| *count > 256 / workers / 2), "of 256: {peers:?}");
+            // As many ports of one peer, one after the other, are each another worker's.
+            let from = |port| choosing.queue(&from_port(source, port, 0));
+            let mut ports = (0..workers as u16).map(|port| from(50_000 + port)).collect::<Result<Vec<_>>>()?;
+            ports.sort_unstable();
+            assert!(ports.into_iter().eq(0..lane), "{source}, {workers} workers");
         }
     }
     Ok(())
