@@ -118,13 +118,13 @@ fn open_one(addr: SocketAddr, share: bool, wanted: UdpCaps) -> Result<UdpSocket,
 pub fn spread(sockets: &mut [UdpSocket]) -> Result<(), UnderlayError> {
     for (worker, socket) in sockets.iter_mut().enumerate().skip(1) {
         let UdpSocket { local, caps, .. } = socket;
-        let mut opened = source_ports(local.port(), worker as u16)
-            .map(|port| open_one(SocketAddr::new(local.ip(), port), false, UdpCaps { gro: false, ..*caps }));
-        let first = opened.next().expect("there is more than one");
-        let source = opened.fold(first, |found, next| match found {
-            Err(UnderlayError::InUse { .. }) => next,
-            found => found,
-        })?;
+        let open = |port| open_one(SocketAddr::new(local.ip(), port), false, UdpCaps { gro: false, ..*caps });
+        let mut ports = source_ports(local.port(), worker as u16);
+        let mut opened = open(ports.next().expect("there is more than one"));
+        while let (Err(UnderlayError::InUse { .. }), Some(port)) = (&opened, ports.next()) {
+            opened = open(port);
+        }
+        let source = opened?;
         // Nobody reads from it: of what a stranger sends there the kernel keeps as little as it can.
         let _ = sockopt::set(source.fd.as_fd(), sockopt::RCVBUF, 0);
         socket.send = Some(UdpSource { port: source.local.port(), fd: source.fd });
@@ -231,4 +231,24 @@ pub fn path_mtu(peer: SocketAddr) -> io::Result<u16> {
     bind(&socket, &SocketAddr::new(any, 0))?;
     connect(&socket, &peer)?;
     Ok(sockopt::get(socket.as_fd(), option)?.clamp(68, 65_535) as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_ports_are_dynamic_ones_and_go_on_from_the_port_that_is_listened_on() {
+        assert_eq!(source_ports(8285, 3).take(2).collect::<Vec<_>>(), [49_448, 50_288]);
+        for listen in [1, 8285, 49_152, 60_000, u16::MAX] {
+            for worker in [1, 7, 63] {
+                let ports: Vec<u16> = source_ports(listen, worker).collect();
+                assert!(ports.len() >= 19 && ports.is_sorted() && ports[0] >= 49_152, "{listen}, {worker}: {ports:?}");
+                for workers in 1..=8 {
+                    let follows = |port: &u16| (u32::from(*port) - u32::from(listen) % workers) % workers;
+                    assert!(ports.iter().all(|port| follows(port) == u32::from(worker) % workers), "{listen}, {worker}");
+                }
+            }
+        }
+    }
 }
