@@ -246,7 +246,10 @@ mod tests {
                 assert!(ports.len() >= 19 && ports.is_sorted() && ports[0] >= 49_152, "{listen}, {worker}: {ports:?}");
                 for workers in 1..=8 {
                     let follows = |port: &u16| (u32::from(*port) - u32::from(listen) % workers) % workers;
-                    assert!(ports.iter().all(|port| follows(port) == u32::from(worker) % workers), "{listen}, {worker}");
+                    assert!(
+                        ports.iter().all(|port| follows(port) == u32::from(worker) % workers),
+                        "{listen}, {worker}"
+                    );
                 }
             }
         }
