@@ -51,6 +51,8 @@ pub fn run(args: Args) -> Result<Exit, CliError> {
     let tunnel = loaded.tunnel;
     let route_count: usize = tunnel.peers.iter().map(|peer| peer.subnets.len()).sum();
     let (file, name) = (args.file.display(), tunnel.name);
-    output::print(format!("{file}: ok; tunnel {name:?}, {} peers, {route_count} routes", tunnel.peers.len()))?;
+    let peers = output::count(tunnel.peers.len() as u32, "peer");
+    let routes = output::count(route_count as u32, "route");
+    output::print(format!("{file}: ok; tunnel {name:?}, {peers}, {routes}"))?;
     Ok(Exit::Ok)
 }
