@@ -178,9 +178,7 @@ pub fn steering(workers: usize) -> io::Result<Program> {
     code.label("worker");
     code.load(Size::Double, 0, FP, ADDRESSES);
     code.load(Size::Double, 1, FP, PORTS);
-    mix(&mut code);
-    code.op(Op::Mod, 0, workers as i32);
-    code.exit();
+    choose(&mut code, workers, None);
     code.label("lane");
     code.op(Op::Set, 0, workers as i32);
     code.exit();
@@ -233,6 +231,20 @@ fn mix(code: &mut Code) {
     code.op(Op::Shr, 0, 32);
 }
 
+/// Ends the program with one of `workers` by what is in registers 0 and 1, so many further as `steps` says.
+fn choose(code: &mut Code, workers: usize, steps: Option<Reg>) {
+    if workers > 1 {
+        mix(code);
+        if let Some(steps) = steps {
+            code.op_by(Op::Add, 0, steps);
+        }
+        code.op(Op::Mod, 0, workers as i32);
+    } else {
+        code.op(Op::Set, 0, 0);
+    }
+    code.exit();
+}
+
 /// The program that chooses among sockets of one port (SO_ATTACH_REUSEPORT_EBPF): for the lane's datagrams the one behind those
 /// of `workers` workers, and one of theirs for the rest: the next one for the next source port of the same address.
 pub fn choosing(workers: usize) -> io::Result<Program> {
@@ -275,10 +287,7 @@ pub fn choosing(workers: usize) -> io::Result<Program> {
     code.label("worker");
     code.op_by(Op::Set, 0, SOURCE);
     code.op(Op::Set, 1, 0);
-    mix(&mut code);
-    code.op_by(Op::Add, 0, SOURCE_PORT);
-    code.op(Op::Mod, 0, workers as i32);
-    code.exit();
+    choose(&mut code, workers, Some(SOURCE_PORT));
     Program::load(code)
 }
 
