@@ -45,7 +45,8 @@ pub struct Config {
     /// Control socket
     #[arg(long, value_name = "PATH", default_value = "/run/weft/weftd.sock")]
     pub socket: PathBuf,
-    /// Worker threads, each with its own TUN queue and UDP socket, beside that for sparse flows [default: half of the cores, 1 to 4]
+    /// Worker threads, each with its own TUN queue and UDP socket, beside that for sparse flows, all of them in use [default: one
+    /// for each core, up to 4, of which as few are in use as carry the traffic]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
     pub workers: Option<u16>,
     /// UDP ports to send from: same is the one listened on; spread is one for each worker, by which network cards, equal paths and
@@ -91,12 +92,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// Workers to run: the flag, or half of the cores (the other half serves applications and soft interrupts), at most 4.
-    pub fn worker_count(&self) -> usize {
-        self.workers.map_or_else(
-            || std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, 4)),
-            usize::from,
-        )
+    /// Workers to run: the flag, or one for each core, up to 4, of which as many are in use as it takes ([`crate::scale`]). Where they would all be in
+    /// use, half of the cores: the other half serves applications and soft interrupts.
+    pub fn worker_count(&self, as_needed: bool) -> usize {
+        let by_cores = || {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            if as_needed { cores.min(4) } else { (cores / 2).clamp(1, 4) }
+        };
+        self.workers.map_or_else(by_cores, usize::from)
     }
 }
 

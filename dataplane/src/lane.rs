@@ -25,6 +25,8 @@
 use crate::limits::{BUDGET_WINDOW, BULK_FLOW_MEMORY, BULK_FLOW_SLOTS, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX};
 use crate::sys::bpf::{Code, FP, Helper, If, Map, Op, Program, Reg, Size};
 use std::io;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Type of service of the lane's datagrams: DSCP AF21, low-latency data (RFC 4594 section 4.7).
 pub const LANE_TOS: u8 = 18 << 2;
@@ -37,6 +39,8 @@ const TRANSPORT: Reg = 8;
 const NOW: Reg = 8;
 /// What a map has.
 const SLOT: Reg = 9;
+/// At the end of either program, where no packet is looked at any more.
+const CHOICE: Reg = 6;
 /// In the program that chooses a socket.
 const SOURCE: Reg = 7;
 const SOURCE_PORT: Reg = 9;
@@ -80,9 +84,45 @@ fn address(code: &mut Code, target: Reg, offset: i16) {
     code.op(Op::Add, target, offset.into());
 }
 
+/// The workers that flows are shared by: those in use, of as many as there are. Both programs look here for each packet.
+#[derive(Debug)]
+pub struct Workers {
+    count: usize,
+    in_use: AtomicUsize,
+    /// The same, for the programs.
+    map: Map,
+}
+
+impl Workers {
+    /// `count` workers, of which the first `in_use` share the flows. EPERM without CAP_BPF where `kernel.unprivileged_bpf_disabled` is set.
+    pub fn new(count: usize, in_use: usize) -> io::Result<Workers> {
+        let workers = Workers { count, in_use: AtomicUsize::new(0), map: Map::array(8, 1)? };
+        workers.use_first(in_use)?;
+        Ok(workers)
+    }
+
+    /// As many as there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// As many as share the flows.
+    pub fn in_use(&self) -> usize {
+        self.in_use.load(Relaxed)
+    }
+
+    /// From the next packet on the first `in_use` share the flows.
+    pub fn use_first(&self, in_use: usize) -> io::Result<()> {
+        assert!((1..=self.count).contains(&in_use), "{in_use} of {}", self.count);
+        self.map.set(0, in_use as u64)?;
+        self.in_use.store(in_use, Relaxed);
+        Ok(())
+    }
+}
+
 /// The program that chooses a TUN queue (TUNSETSTEERINGEBPF): for packets of sparse flows the one behind those of `workers`
 /// workers, and one of theirs, by flow, for the rest.
-pub fn steering(workers: usize) -> io::Result<Program> {
+pub fn steering(workers: &Workers) -> io::Result<Program> {
     let bulk_flows = Map::array(8, BULK_FLOW_SLOTS)?;
     let budget = Map::array(BUDGET_LEN, 1)?;
     let mut code = Code::default();
@@ -180,7 +220,7 @@ pub fn steering(workers: usize) -> io::Result<Program> {
     code.load(Size::Double, 1, FP, PORTS);
     choose(&mut code, workers, None);
     code.label("lane");
-    code.op(Op::Set, 0, workers as i32);
+    code.op(Op::Set, 0, workers.count as i32);
     code.exit();
     Program::load(code)
 }
@@ -231,23 +271,33 @@ fn mix(code: &mut Code) {
     code.op(Op::Shr, 0, 32);
 }
 
-/// Ends the program with one of `workers` by what is in registers 0 and 1, so many further as `steps` says.
-fn choose(code: &mut Code, workers: usize, steps: Option<Reg>) {
-    if workers > 1 {
+/// Ends the program with one of the workers in use by what is in registers 0 and 1, so many further as `steps` says.
+fn choose(code: &mut Code, workers: &Workers, steps: Option<Reg>) {
+    if workers.count > 1 {
         mix(code);
         if let Some(steps) = steps {
             code.op_by(Op::Add, 0, steps);
         }
-        code.op(Op::Mod, 0, workers as i32);
-    } else {
-        code.op(Op::Set, 0, 0);
+        code.op_by(Op::Set, CHOICE, 0);
+        code.op(Op::Set, 1, 0);
+        code.store(FP, KEY, 1);
+        code.map(1, &workers.map);
+        address(code, 2, KEY);
+        code.call(Helper::MapLookup);
+        code.jump_if(If::Equal, 0, 0, "first");
+        code.load(Size::Double, 1, 0, 0);
+        code.op_by(Op::Mod, CHOICE, 1);
+        code.op_by(Op::Set, 0, CHOICE);
+        code.exit();
+        code.label("first");
     }
+    code.op(Op::Set, 0, 0);
     code.exit();
 }
 
 /// The program that chooses among sockets of one port (SO_ATTACH_REUSEPORT_EBPF): for the lane's datagrams the one behind those
 /// of `workers` workers, and one of theirs for the rest: the next one for the next source port of the same address.
-pub fn choosing(workers: usize) -> io::Result<Program> {
+pub fn choosing(workers: &Workers) -> io::Result<Program> {
     let budget = Map::array(BUDGET_LEN, 1)?;
     let mut code = Code::default();
     code.op_by(Op::Set, SKB, 1);
@@ -282,7 +332,7 @@ pub fn choosing(workers: usize) -> io::Result<Program> {
     code.call(Helper::Now);
     code.op_by(Op::Set, NOW, 0);
     spend(&mut code, &budget, "worker");
-    code.op(Op::Set, 0, workers as i32);
+    code.op(Op::Set, 0, workers.count as i32);
     code.exit();
     code.label("worker");
     code.op_by(Op::Set, 0, SOURCE);

@@ -12,6 +12,7 @@ pub mod path_mtu;
 pub mod pipeline;
 pub mod pool;
 pub mod replies;
+pub mod scale;
 pub mod server;
 pub mod service;
 pub mod shared;

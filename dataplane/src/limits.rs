@@ -69,6 +69,15 @@ pub const NAP_PACKETS_MAX: usize = SEGMENTS_MAX / 2;
 /// How long a worker naps between turns of a flood: the TUN queue (500 packets without backpressure) takes in millions a second.
 pub const NAP: Duration = Duration::from_micros(50);
 
+/// How long a worker measures its load before it judges: much longer than a thread's turn at a core (some 3 ms).
+pub const LOAD_WINDOW: Duration = Duration::from_millis(100);
+/// A worker that fills so much of a core has no room for more traffic; where threads share cores, it does not come so far.
+pub const FULL_SHARE: f64 = 0.85;
+/// One worker less will do when the rest would fill no more than this of a core each, ...
+pub const CALM_SHARE: f64 = 0.6;
+/// ... and has been for so long.
+pub const CALM_MIN: Duration = Duration::from_secs(1);
+
 /// Longest packet of a sparse flow, bytes: requests, short responses, handshakes.
 pub const SPARSE_LEN_MAX: usize = 512;
 /// How long after a longer packet a TCP flow counts as bulk: longer than its packets are under way, so that none is overtaken.

@@ -10,6 +10,7 @@ use crate::engine::{Descriptors, Engine};
 use crate::holder;
 use crate::lane;
 use crate::limits::{FRAME_LEN, SHORT_SLICE};
+use crate::scale::{Load, Scale};
 use crate::server::{self, ListenError, Listener, ServeError, SetLogLevel, WorkerGuard, watch};
 use crate::shared::{Command, Facts, Offloads, Shared, WorkerView};
 use crate::sys::bpf::Program;
@@ -75,12 +76,13 @@ struct QueuePair {
 /// Runs until drained. Ready to be told routes, and forwarding, once the control socket answers.
 pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), ServiceError> {
     let (wanted_engine, note) = choose_engine(config.engine)?;
-    let device = open_tun(config)?;
+    let (device, lane) = open_tun(config)?;
     let count = device.queues.len();
-    let has_lane = count > config.worker_count();
+    let has_lane = lane.is_some();
+    let worker_count = count - usize::from(has_lane);
     let wanted = UdpCaps { gso: !config.no_udp_gso, gro: !config.no_udp_gro };
     let mut sockets = underlay::open(config.bind, count, wanted)?;
-    let workers_sockets = &mut sockets[..config.worker_count().min(count)];
+    let workers_sockets = &mut sockets[..worker_count];
     if config.source_ports == SourcePorts::Spread {
         if workers_sockets.len() == 1 {
             warn!("--source-ports spread: one worker sends from one port, so nothing is spread; see --workers");
@@ -89,9 +91,11 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
     }
     let mut source_ports: Vec<u16> = workers_sockets.iter().map(UdpSocket::source_port).collect();
     source_ports.dedup();
-    if has_lane {
-        underlay::give_lane(&sockets)?;
+    if let Some(workers) = &lane {
+        underlay::give_lane(&sockets, workers)?;
     }
+    // Who names a number gets that.
+    let scale = lane.clone().filter(|_| config.workers.is_none()).map(|workers| Arc::new(Scale::new(workers)));
     let listener = Listener::bind(&config.socket)?;
     if let Some(mtu) = config.mtu {
         dev::set_mtu(&device.name, mtu.into()).map_err(resource("set the TUN's MTU"))?;
@@ -102,7 +106,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
     let mtu = dev::mtu(&device.name).map_err(resource("read the TUN's MTU"))? as u16;
     accept_own_address(&device.name);
     // A new device is not up yet. Of one that is, what waits in the discipline that goes is lost.
-    let mut backpressure = hold_senders(config, &device);
+    let mut backpressure = hold_senders(config, &device, worker_count);
 
     let fib = FibCell::new(Fib::empty());
     let command = Arc::new(AtomicU8::new(Command::Run as u8));
@@ -133,7 +137,9 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
             view,
             command: command.clone(),
             settings: settings.clone(),
-            grants: backpressure.as_ref().filter(|_| !is_lane).map(|held| (held.grants().clone(), index)),
+            index,
+            grants: backpressure.as_ref().filter(|_| !is_lane).map(|held| held.grants().clone()),
+            scale: scale.clone().filter(|_| !is_lane),
             fib: fib.clone(),
             receive_len_max: usize::from(mtu) + RECEIVE_SLACK,
         };
@@ -168,7 +174,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
         spin_us: config.spin_us,
         source_ports,
     };
-    log_start(&facts, config.worker_count(), device.caps, udp_caps, backpressure.is_some(), has_lane);
+    log_start(&facts, worker_count, device.caps, udp_caps, backpressure.is_some(), has_lane);
 
     let wake = move || {
         for wake in &wakes {
@@ -176,7 +182,7 @@ pub fn run(config: &Config, set_log_level: SetLogLevel<'_>) -> Result<(), Servic
             let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
         }
     };
-    let shared = Shared { fib, workers, command, facts, wake: Box::new(wake) };
+    let shared = Shared { fib, workers, lane, command, facts, wake: Box::new(wake) };
     server::run(Arc::new(shared), listener, ends, set_log_level)?;
     Ok(())
 }
@@ -233,7 +239,7 @@ fn settle_engine(
 }
 
 /// The TUN with a queue per worker, and one more if there is a lane.
-fn open_tun(config: &Config) -> Result<TunDevice, ServiceError> {
+fn open_tun(config: &Config) -> Result<(TunDevice, Option<Arc<lane::Workers>>), ServiceError> {
     // A multi-queue TUN would let a second weftd attach and take a share of the packets.
     if let Some(holder) = holder::of_tun(&config.tun) {
         return Err(TunError::InUse { name: config.tun.clone(), holder: holder.to_string() }.into());
@@ -241,41 +247,43 @@ fn open_tun(config: &Config) -> Result<TunDevice, ServiceError> {
     match config.opener {
         Opener::Native => {
             let wanted = Wanted { tso: !config.no_tun_tso, uso: !config.no_tun_uso };
-            let workers = config.worker_count();
-            let steering = if config.no_sparse_lane { None } else { load_steering(workers) };
-            let mut device = tun::open_native(&config.tun, workers + usize::from(steering.is_some()), wanted)?;
-            // Also without: a persistent device may still have the program of the weftd before.
-            if let Err(error) = device.steer_by(steering.as_ref())
-                && steering.is_some()
-            {
+            let steering = if config.no_sparse_lane { None } else { load_steering(config) };
+            let Some((workers, steering)) = steering else {
+                let device = tun::open_native(&config.tun, config.worker_count(false), wanted)?;
+                // A persistent device may still have the program of the weftd before.
+                let _ = device.steer_by(None);
+                return Ok((device, None));
+            };
+            let mut device = tun::open_native(&config.tun, workers.count() + 1, wanted)?;
+            if let Err(error) = device.steer_by(Some(&steering)) {
                 warn!("no lane for sparse flows: the TUN takes no steering program: {error}; Linux 4.16 does");
-                device.queues.truncate(workers);
+                device.queues.truncate(config.worker_count(false));
+                return Ok((device, None));
             }
-            Ok(device)
+            Ok((device, Some(Arc::new(workers))))
         }
         Opener::Simple if config.workers.is_some_and(|workers| workers > 1) => Err(TunError::OneQueue.into()),
         Opener::Simple => {
             let busy = |error: &TunError| matches!(error, TunError::Attach { error, .. } if error.raw_os_error() == Some(libc::EBUSY));
-            Ok(holder::once_released(|| tun::open_simple(&config.tun), busy)?)
+            Ok((holder::once_released(|| tun::open_simple(&config.tun), busy)?, None))
         }
     }
 }
 
 /// Buckets before the queues of the workers, or a line that says why not.
-fn hold_senders(config: &Config, device: &TunDevice) -> Option<Backpressure> {
+fn hold_senders(config: &Config, device: &TunDevice, workers: usize) -> Option<Backpressure> {
     if config.no_backpressure || config.opener == Opener::Simple {
         if let Err(error) = Backpressure::clear(device.index) {
             warn!("{error}");
         }
         return None;
     }
-    let workers = config.worker_count().min(device.queues.len());
     let warned = |error| warn!("senders that are too fast lose packets, instead of waiting: {error}");
     Backpressure::install(device, workers).map_err(warned).ok()
 }
 
 /// The lane's program, or a line that says why there will be no lane.
-fn load_steering(workers: usize) -> Option<Program> {
+fn load_steering(config: &Config) -> Option<(lane::Workers, Program)> {
     let warned = |error: io::Error| {
         let help = match error.raw_os_error() {
             Some(libc::EPERM) => "; give weftd CAP_BPF, or set --no-sparse-lane",
@@ -284,7 +292,14 @@ fn load_steering(workers: usize) -> Option<Program> {
         };
         warn!("no lane for sparse flows: the kernel refuses its program: {error}{help}");
     };
-    lane::steering(workers).map_err(warned).ok()
+    let count = config.worker_count(true);
+    let in_use = if config.workers.is_some() { count } else { 1 };
+    let load = || {
+        let workers = lane::Workers::new(count, in_use)?;
+        let program = lane::steering(&workers)?;
+        Ok((workers, program))
+    };
+    load().map_err(warned).ok()
 }
 
 /// ICMP errors carry the TUN's own address and come in through the TUN; Linux takes those for martians unless told otherwise.
@@ -338,8 +353,12 @@ struct WorkerThread {
     view: Arc<WorkerView>,
     command: Arc<AtomicU8>,
     settings: Settings,
-    /// Where it asks for packets, and its queue there.
-    grants: Option<(Arc<Grants>, usize)>,
+    /// Its queue and socket among those of all workers.
+    index: usize,
+    /// Where it asks for packets.
+    grants: Option<Arc<Grants>>,
+    /// Where it tells how busy it is.
+    scale: Option<Arc<Scale>>,
     fib: Arc<FibCell>,
     receive_len_max: usize,
 }
@@ -390,8 +409,11 @@ impl WorkerThread {
         let QueuePair { tun, udp, .. } = &self.pair;
         let (view, command) = (self.view.clone(), self.command.clone());
         let mut worker = Worker::new(engine, tun.as_fd(), udp, view, command, self.settings.clone())?;
-        if let Some((grants, queue)) = self.grants.clone() {
-            worker.hold_senders(grants, queue);
+        if let Some(grants) = self.grants.clone() {
+            worker.hold_senders(grants, self.index);
+        }
+        if let Some(scale) = self.scale.clone() {
+            worker.measure(Load::new(scale, self.index));
         }
         worker.run(&self.fib.reader())
     }

@@ -1,5 +1,6 @@
 //! What workers and the control server share: all of it lock-free on the worker's side.
 
+use crate::lane::Workers;
 use crate::stats::WorkerStats;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -91,6 +92,8 @@ pub struct Shared {
     pub fib: Arc<FibCell>,
     /// One per worker.
     pub workers: Vec<Arc<WorkerView>>,
+    /// Which of them share the flows that are not the lane's; `None`: there is no lane, and all do.
+    pub lane: Option<Arc<Workers>>,
     /// [`Command`] as u8.
     pub command: Arc<AtomicU8>,
     /// Fixed facts.

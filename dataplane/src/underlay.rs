@@ -143,10 +143,10 @@ fn source_ports(listen: u16, worker: u16) -> impl Iterator<Item = u16> {
 }
 
 /// Makes the last of `sockets` that of the lane: its datagrams are marked, and marked datagrams from peers come to it.
-pub fn give_lane(sockets: &[UdpSocket]) -> Result<(), UnderlayError> {
+pub fn give_lane(sockets: &[UdpSocket], workers: &lane::Workers) -> Result<(), UnderlayError> {
     let option = |what| move |error: io::Error| UnderlayError::Option { what, error };
     let lane = sockets.last().expect("at least one socket");
-    let choosing = lane::choosing(sockets.len() - 1).map_err(option("the program that finds the lane's datagrams"))?;
+    let choosing = lane::choosing(workers).map_err(option("the program that finds the lane's datagrams"))?;
     sockopt::set(lane.as_fd(), sockopt::ATTACH_REUSEPORT_EBPF, choosing.as_fd().as_raw_fd())
         .map_err(option("SO_ATTACH_REUSEPORT_EBPF"))?;
     // An IPv6 socket that serves IPv4 peers, too, has both.

@@ -26,6 +26,7 @@ use crate::pipeline::coalesce::Coalescer;
 use crate::pipeline::decap::{self, Known};
 use crate::pipeline::{Refusal, encap};
 use crate::replies::{Limits, Replies, Reply};
+use crate::scale::Load;
 use crate::shared::{Command, PeerCheck, WorkerView};
 use crate::underlay::UdpSocket;
 use credit::{Credit, Reading};
@@ -81,6 +82,7 @@ pub struct Worker<'a, E> {
     path_mtus: PathMtus,
     replies: Replies,
     credit: Option<Credit>,
+    load: Option<Load>,
     partial: Option<Partial>,
     vnet_len: usize,
     /// CLOCK_MONOTONIC at the end of the last turn, milliseconds.
@@ -109,6 +111,7 @@ impl<'a, E: Engine> Worker<'a, E> {
             path_mtus: PathMtus::new(),
             replies: Replies::new(&settings.tun_name, settings.icmp_limits.clone()),
             credit: None,
+            load: None,
             partial: None,
             vnet_len: if vnet { VNET_LEN } else { 0 },
             now_ms: monotonic().as_millis() as u64,
@@ -121,6 +124,11 @@ impl<'a, E: Engine> Worker<'a, E> {
     /// Makes senders wait for this worker, whose TUN queue is the `queue`th.
     pub fn hold_senders(&mut self, grants: Arc<Grants>, queue: usize) {
         self.credit = Some(Credit::new(grants, queue));
+    }
+
+    /// Lets this worker's load decide how many workers are in use.
+    pub fn measure(&mut self, load: Load) {
+        self.load = Some(load);
     }
 
     /// Carries packets until told to drain, then finishes what was read. An error means that the queue pair broke.
@@ -143,6 +151,9 @@ impl<'a, E: Engine> Worker<'a, E> {
             self.now_ms = now.as_millis() as u64;
             let received = self.io.received();
             tempo.note(now, &received);
+            if let Some(load) = &mut self.load {
+                load.turn(now, wait == Wait::Spin && received.packets == 0);
+            }
             self.carry(fib);
             self.let_in(now);
             self.count_turn(wait);

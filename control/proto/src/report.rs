@@ -234,6 +234,9 @@ pub struct StatusReport {
     pub source_ports: Vec<u16>,
     /// Workers started, the lane of sparse flows not counted.
     pub workers: u16,
+    /// Those of them that share the flows: as few as carry them, unless their number was asked for. 0: an older weftd, which does not say.
+    #[serde(default)]
+    pub workers_in_use: u16,
     /// Those of them that still run.
     pub workers_running: u16,
     /// Draining: no new packets are read.

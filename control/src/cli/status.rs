@@ -66,6 +66,10 @@ fn render(status: &StatusReport, degraded: &[String]) -> String {
         [] | [_] => format!("{} udp", status.bind),
         ports => format!("{} udp, sends from ports {}", status.bind, ports.join(" ")),
     };
+    let mut workers = format!("{} of {} running", status.workers_running, status.workers);
+    if (1..status.workers).contains(&status.workers_in_use) {
+        workers.push_str(&format!(", {} in use", status.workers_in_use));
+    }
     let rows = [
         ("weftd", format!("{}, pid {}, up {}", status.weftd_version, status.pid, output::duration(status.uptime_ms))),
         (
@@ -80,7 +84,7 @@ fn render(status: &StatusReport, degraded: &[String]) -> String {
                 None => format!("{}, spin {} us", status.engine, status.spin_us),
             },
         ),
-        ("workers", format!("{} of {} running", status.workers_running, status.workers)),
+        ("workers", workers),
         ("offloads", if offloads.is_empty() { "none".into() } else { offloads.join(" ") }),
         ("peer check", status.peer_check.clone()),
         (

@@ -411,7 +411,7 @@ pub(super) mod tests {
         let weftd = serde_json::from_value(serde_json::json!({
             "weftd_version": "0.1.0", "pid": 1, "uptime_ms": 1, "tun_name": "weft-a", "tun_ifindex": 3, "opener": "native",
             "mtu": 1472, "bind": "0.0.0.0:8285", "engine": "uring", "engine_note": null, "engine_fallback": false,
-            "peer_check": "strict", "spin_us": 50, "workers": 1, "workers_running": 1, "draining": false, "generation": 1,
+            "peer_check": "strict", "spin_us": 50, "workers": 1, "workers_in_use": 1, "workers_running": 1, "draining": false, "generation": 1,
             "digest": weft_proto::Digest::of_set(&weft_proto::RouteSet::default()), "routes": 2, "peers": 1,
             "offloads": {"tun_vnet": true, "tun_tso": true, "tun_uso": true, "udp_gso": true, "udp_gro": true},
             "offloads_lost": [], "encap_drops": 0, "decap_drops": 0

@@ -242,6 +242,7 @@ impl<'a> Core<'a> {
             }
         }
         let drops = |direction| self.drops(direction).map(|(_, packets)| packets).sum();
+        let workers = now.iter().filter(|offloads| !offloads.sparse_lane).count() as u16;
         StatusReport {
             weftd_version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -257,7 +258,8 @@ impl<'a> Core<'a> {
             peer_check: format!("{:?}", facts.peer_check).to_lowercase(),
             spin_us: facts.spin_us,
             source_ports: facts.source_ports.clone(),
-            workers: now.iter().filter(|offloads| !offloads.sparse_lane).count() as u16,
+            workers,
+            workers_in_use: self.shared.lane.as_ref().map_or(workers, |lane| lane.in_use() as u16),
             workers_running: now.iter().zip(&self.running).filter(|(o, running)| !o.sparse_lane && **running).count()
                 as u16,
             draining: self.drain.is_some(),

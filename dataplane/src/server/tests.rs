@@ -34,6 +34,7 @@ impl Running {
         let shared = Arc::new(Shared {
             fib: FibCell::new(Fib::empty()),
             workers: (0..workers).map(|_| Arc::new(WorkerView::default())).collect(),
+            lane: None,
             command: Arc::new(AtomicU8::new(0)),
             facts: Facts {
                 tun_name: "flannel0".into(),

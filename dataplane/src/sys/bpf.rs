@@ -172,6 +172,7 @@ impl Code {
 
 // Commands of bpf(2).
 const MAP_CREATE: u32 = 0;
+const MAP_UPDATE: u32 = 2;
 const PROGRAM_LOAD: u32 = 5;
 const PROGRAM_TEST_RUN: u32 = 10;
 // Kinds of maps and programs.
@@ -199,11 +200,30 @@ impl Map {
     pub fn array(value_len: u32, count: u32) -> io::Result<Map> {
         bpf(MAP_CREATE, &mut [ARRAY, 4, value_len, count]).map(descriptor).map(Map)
     }
+
+    /// Changes a value of eight bytes; programs that run see the old one or the new one.
+    pub fn set(&self, key: u32, value: u64) -> io::Result<()> {
+        let mut attributes = UpdateAttributes {
+            map: self.0.as_raw_fd() as u32,
+            key: &raw const key as u64,
+            value: &raw const value as u64,
+            flags: 0,
+        };
+        bpf(MAP_UPDATE, &mut attributes).map(drop)
+    }
 }
 
 /// A program in the kernel, verified. It keeps its maps, and what it is attached to keeps it.
 #[derive(Debug)]
 pub struct Program(OwnedFd);
+
+#[repr(C)]
+struct UpdateAttributes {
+    map: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
 
 #[repr(C)]
 struct LoadAttributes {

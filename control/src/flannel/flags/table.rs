@@ -118,7 +118,7 @@ pub const FLAGS: &[Flag] = {
         flag("run-dir", Value, RUN_DIR, Weft, "directory of weftd's socket, log and state"),
         flag("peer-check", Value, "strict", Weft, "what of a datagram's sender is checked (udp): strict, log or off"),
         flag("engine", Value, "auto", Weft, "how weftd reaches the kernel: auto, uring or epoll"),
-        flag("workers", Value, "", Weft, "weftd's threads [half of the cores, 1 to 4]"),
+        flag("workers", Value, "", Weft, "weftd's threads [one for each core, up to 4, in use as needed]"),
         flag(
             "source-ports",
             Value,

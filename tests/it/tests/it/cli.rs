@@ -146,6 +146,7 @@ fn every_reading_command_prints_json_with_its_documented_keys() -> Result<()> {
                 "spin_us",
                 "source_ports",
                 "workers",
+                "workers_in_use",
                 "workers_running",
                 "draining",
                 "generation",

@@ -82,6 +82,12 @@ fn runs_as_meant(host: &Host, variant: Variant) -> Result<()> {
     let status = host.status()?;
     let running = (status.engine.as_str(), status.opener.as_str(), status.workers_running);
     ensure!(running == (variant.engine, variant.opener, variant.workers as u16), "running: {running:?}");
+    ensure!(
+        status.workers_in_use == status.workers,
+        "{} workers in use, {} asked for",
+        status.workers_in_use,
+        status.workers
+    );
     ensure!(u32::from(status.mtu) == host.tun_mtu, "MTU {} of the TUN", status.mtu);
     let native = variant.opener == "native";
     let offloads = OffloadReport {

@@ -1,11 +1,16 @@
 //! The lane's two programs, run by the kernel over packets of every kind: which queue, which socket.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use weft_dataplane::lane::{LANE_TOS, choosing, steering};
-use weft_dataplane::limits::{BUDGET_WINDOW, BULK_FLOW_MEMORY, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX};
+use anyhow::{Context, Result, ensure};
+use rustix::time::{ClockId, clock_gettime};
+use weft_dataplane::lane::{LANE_TOS, Workers, choosing, steering};
+use weft_dataplane::limits::{
+    BUDGET_WINDOW, BULK_FLOW_MEMORY, CALM_MIN, LOAD_WINDOW, SPARSE_LEN_MAX, SPARSE_PACKETS_MAX,
+};
+use weft_dataplane::scale::{Load, Scale};
 use weft_dataplane::sys::bpf::Program;
 use weft_lab::Lab;
 
@@ -50,6 +55,11 @@ fn bare(is_ipv6: bool) -> usize {
     TCP_LEN + if is_ipv6 { 40 } else { 20 }
 }
 
+/// Workers that are all in use.
+fn all_of(count: usize) -> Result<Workers> {
+    Workers::new(count, count).context("the map of workers")
+}
+
 /// Runs a program over packets.
 struct Runner(Program);
 
@@ -68,7 +78,7 @@ fn small_packets_of_flows_without_bulk_are_steered_to_the_lane() -> Result<()> {
     let Some(_lab) = Lab::start() else { return Ok(()) };
     for workers in [1, 4] {
         let lane = workers as u32;
-        let steering = Runner(steering(workers)?);
+        let steering = Runner(steering(&all_of(workers)?)?);
         for is_ipv6 in [false, true] {
             let bare = bare(is_ipv6);
             let (source, destination) = hosts(is_ipv6);
@@ -114,7 +124,7 @@ fn small_packets_of_flows_without_bulk_are_steered_to_the_lane() -> Result<()> {
 #[test]
 fn a_flow_is_bulk_from_its_first_long_packet_until_it_was_quiet() -> Result<()> {
     let Some(_lab) = Lab::start() else { return Ok(()) };
-    let steering = Runner(steering(1)?);
+    let steering = Runner(steering(&all_of(1)?)?);
     for is_ipv6 in [false, true] {
         let small = tcp(is_ipv6, PORTS, PSH_ACK, 200);
         let fin = tcp(is_ipv6, PORTS, FIN | ACK, bare(is_ipv6));
@@ -134,7 +144,7 @@ fn a_flow_is_bulk_from_its_first_long_packet_until_it_was_quiet() -> Result<()> 
 fn a_flood_of_small_packets_is_spread_over_the_workers() -> Result<()> {
     let Some(_lab) = Lab::start() else { return Ok(()) };
     const COUNT: u16 = 20_000;
-    let steering = Runner(steering(4)?);
+    let steering = Runner(steering(&all_of(4)?)?);
     let started = Instant::now();
     let mut flows = [0; 5];
     for port in 0..COUNT {
@@ -154,7 +164,7 @@ fn a_flood_of_small_packets_is_spread_over_the_workers() -> Result<()> {
 #[test]
 fn a_flow_has_one_worker_and_flows_are_spread_over_all() -> Result<()> {
     let Some(_lab) = Lab::start() else { return Ok(()) };
-    let steering = Runner(steering(4)?);
+    let steering = Runner(steering(&all_of(4)?)?);
     for is_ipv6 in [false, true] {
         let (source, destination) = hosts(is_ipv6);
         let mut flows = [0; 4];
@@ -173,10 +183,64 @@ fn a_flow_has_one_worker_and_flows_are_spread_over_all() -> Result<()> {
     Ok(())
 }
 
+/// The queues that 64 flows are spread over, and the sockets that datagrams of 64 peers are.
+fn spread(steering: &Runner, choosing: &Runner) -> Result<[Vec<u32>; 2]> {
+    let (_, destination) = hosts(false);
+    let queues = (1000..1064).map(|port| steering.queue(&tcp(false, (port, 80), ACK, 1400)));
+    let sockets = (0..64).map(|host| {
+        let source = IpAddr::from([10, 0, 0, host]);
+        choosing.queue(&Packet::udp(source, destination, (8285, 8285), &[0; 60]))
+    });
+    let mut spread = [queues.collect::<Result<Vec<_>>>()?, sockets.collect::<Result<Vec<_>>>()?];
+    spread.iter_mut().for_each(|chosen| {
+        chosen.sort_unstable();
+        chosen.dedup();
+    });
+    ensure!(steering.queue(&tcp(false, (1, 80), PSH_ACK, 100))? == 3, "the lane's queue");
+    Ok(spread)
+}
+
+#[test]
+fn flows_are_shared_by_the_workers_in_use_and_a_full_one_takes_another_in() -> Result<()> {
+    let Some(_lab) = Lab::start() else { return Ok(()) };
+    let workers = Arc::new(Workers::new(3, 1)?);
+    let (steering, choosing) = (Runner(steering(&workers)?), Runner(choosing(&workers)?));
+    let scale = Arc::new(Scale::new(workers.clone()));
+    let mut loads = [0, 1, 2].map(|worker| Load::new(scale.clone(), worker));
+    // A clock by which this thread fills its core, whatever else runs on it, and then none of it.
+    let used = || {
+        let used = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
+    };
+    let mut work = |worker: usize, in_vain: bool| {
+        let until = used() + 3 * LOAD_WINDOW;
+        while used() < until {
+            loads[worker].turn(used(), in_vain);
+        }
+    };
+    assert_eq!(spread(&steering, &choosing)?, [vec![0], vec![0]]);
+    work(0, true);
+    assert_eq!(workers.in_use(), 1, "it looked for work, and had none");
+    work(1, false);
+    assert_eq!(workers.in_use(), 1, "it is not in use");
+    work(0, false);
+    assert!(workers.in_use() > 1, "one was full");
+    let in_use: Vec<u32> = (0..workers.in_use() as u32).collect();
+    assert_eq!(spread(&steering, &choosing)?, [in_use.clone(), in_use]);
+    let mut now = used();
+    for _ in 0..2 * CALM_MIN.div_duration_f64(LOAD_WINDOW) as u32 + 6 {
+        now += LOAD_WINDOW;
+        loads[0].turn(now, false);
+    }
+    assert_eq!(workers.in_use(), 1, "all were at leisure");
+    assert_eq!(spread(&steering, &choosing)?, [vec![0], vec![0]]);
+    Ok(())
+}
+
 #[test]
 fn what_is_no_whole_packet_goes_to_a_worker() -> Result<()> {
     let Some(_lab) = Lab::start() else { return Ok(()) };
-    let steering = Runner(steering(2)?);
+    let steering = Runner(steering(&all_of(2)?)?);
     for is_ipv6 in [false, true] {
         let whole = tcp(is_ipv6, PORTS, PSH_ACK, 200).build();
         // Too little of TCP's header; the kernel runs a program over no less than an IP header.
@@ -197,7 +261,7 @@ fn marked_datagrams_come_to_the_lane_and_others_to_a_worker_by_their_source_and_
     let Some(_lab) = Lab::start() else { return Ok(()) };
     for workers in [1, 4] {
         let lane = workers as u32;
-        let choosing = Runner(choosing(workers)?);
+        let choosing = Runner(choosing(&all_of(workers)?)?);
         for is_ipv6 in [false, true] {
             let (source, destination) = hosts(is_ipv6);
             let from_port =
