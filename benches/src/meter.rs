@@ -61,6 +61,7 @@ impl<'a> Meter<'a> {
         if let (Some(before), Some(after)) = (opened.work, closed.work) {
             let (syscalls, packets) = (after.syscalls - before.syscalls, after.packets - before.packets);
             outcome.add("syscalls_per_packet", syscalls as f64 / packets as f64);
+            outcome.add("workers_in_use", after.workers_in_use.into());
         }
         if closed.resident > 0 {
             outcome.add("rss", closed.resident as f64);

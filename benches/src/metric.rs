@@ -34,7 +34,7 @@ const fn without_ratio(metric: Metric) -> Metric {
 }
 
 /// All of them, in the order of the tables.
-pub const METRICS: [Metric; 23] = [
+pub const METRICS: [Metric; 24] = [
     more("throughput", "bit/s", "payload that arrived intact"),
     more("pps", "1/s", "datagrams that arrived intact"),
     more("connects_per_s", "1/s", "TCP connections made, used for one byte each way, and closed"),
@@ -71,6 +71,11 @@ pub const METRICS: [Metric; 23] = [
     ))),
     side(less("context_switches", "1/s", "context switches of the whole machine")),
     side(less("syscalls_per_packet", "", "weft: system calls of both weftd per inner packet")),
+    side(without_ratio(less(
+        "workers_in_use",
+        "",
+        "weft: workers that shared the flows when the measurement ended, on the host that had more",
+    ))),
     side(without_ratio(less(
         crate::distance::METRIC,
         "ns",

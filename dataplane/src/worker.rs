@@ -7,7 +7,7 @@
 //!  4. every UDP receive goes through `pipeline::decap` into the coalescer;
 //!  5. open batches and chains are queued;
 //!  6. refused operations are dealt with one packet at a time (`worker::refused`);
-//!  7. more packets are let into the TUN queue, if it is time (`worker::credit`);
+//!  7. how full it is decides whether it needs help (`crate::scale`), and more packets are let into the TUN queue, if it is time (`worker::credit`);
 //!  8. it spins, naps or sleeps, whichever suits the traffic (`worker::tempo`).
 //!
 //! In steady state a turn takes no lock, allocates nothing, reads the clock once and logs nothing.

@@ -82,13 +82,15 @@ pub struct Facts {
     pub drops: BTreeMap<String, u64>,
 }
 
-/// Work that a subject counts, both hosts summed, since it started.
+/// Work that a subject counts, since it started, both hosts summed; and how many do it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
     /// System calls.
     pub syscalls: u64,
     /// Inner packets sent to the other host.
     pub packets: u64,
+    /// Workers that share the flows now, on the host that has more.
+    pub workers_in_use: u16,
 }
 
 /// Where a subject is set up.

@@ -125,6 +125,7 @@ impl Subject for Weft {
             work.syscalls += counter("syscalls")?;
             work.packets += counter("encap_packets")?;
         }
+        work.workers_in_use = self.statuses()?.iter().map(|status| status.workers_in_use).max().unwrap_or_default();
         Ok(Some(work))
     }
 
