@@ -152,7 +152,7 @@ impl Code {
 
     /// `target = map`.
     pub fn map(&mut self, target: Reg, map: &Map) {
-        self.push(LOAD_IMMEDIATE, target, MAP_BY_FD, 0, map.0.as_raw_fd());
+        self.push(LOAD_IMMEDIATE, target, MAP_BY_FD, 0, map.fd.as_raw_fd());
         self.push(0, 0, 0, 0, 0);
     }
 
@@ -193,18 +193,23 @@ fn descriptor(fd: usize) -> OwnedFd {
 
 /// What a program remembers. EPERM without CAP_BPF where `kernel.unprivileged_bpf_disabled` is set.
 #[derive(Debug)]
-pub struct Map(OwnedFd);
+pub struct Map {
+    fd: OwnedFd,
+    value_len: u32,
+}
 
 impl Map {
     /// `count` values, zero at first, under keys of four bytes from 0 (BPF_MAP_TYPE_ARRAY).
     pub fn array(value_len: u32, count: u32) -> io::Result<Map> {
-        bpf(MAP_CREATE, &mut [ARRAY, 4, value_len, count]).map(descriptor).map(Map)
+        bpf(MAP_CREATE, &mut [ARRAY, 4, value_len, count]).map(|fd| Map { fd: descriptor(fd), value_len })
     }
 
-    /// Changes a value of eight bytes; programs that run see the old one or the new one.
+    /// Changes a value, which must be of eight bytes; programs that run see the old one or the new one.
     pub fn set(&self, key: u32, value: u64) -> io::Result<()> {
+        // The kernel reads as many.
+        assert_eq!(self.value_len as usize, size_of_val(&value));
         let mut attributes = UpdateAttributes {
-            map: self.0.as_raw_fd() as u32,
+            map: self.fd.as_raw_fd() as u32,
             key: &raw const key as u64,
             value: &raw const value as u64,
             flags: 0,
