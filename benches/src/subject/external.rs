@@ -14,8 +14,8 @@
 //! | `WEFT_BENCH_TUN_MTU` | `1472`: the underlay's less IPv4 and UDP headers; one that adds more takes less |
 //! | `WEFT_BENCH_PORT` | `8287`, a UDP port that no other subject uses |
 //!
-//! The program makes its device, gives it the address, routes the peer's subnet to it, and either stays until SIGTERM or
-//! ends with success and leaves the tunnel to the kernel. It is ready when host b answers a ping.
+//! The program makes its device, gives it the address, routes the peer's subnet to it, and either stays until SIGTERM, which
+//! whatever it started gets, too, or ends with success and leaves the tunnel to the kernel. It is ready when host b answers a ping.
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -95,7 +95,18 @@ impl Subject for External {
     }
 
     fn pids(&self) -> Vec<u32> {
-        self.processes.iter().map(Process::pid).collect()
+        self.processes.iter().flat_map(Process::tree).collect()
+    }
+}
+
+impl Drop for External {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            // The command line is a shell's, which ends without what it started.
+            if let Err(error) = process.stop_tree() {
+                eprintln!("external subject on host {}: {error:#}", process.host());
+            }
+        }
     }
 }
 

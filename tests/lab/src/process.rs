@@ -1,7 +1,7 @@
 //! A program on a node: its output, its end.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -97,6 +97,47 @@ impl Process {
         })
     }
 
+    /// Its process id and those of whatever it started, and these started, as far as their parents are alive; parents come first.
+    pub fn tree(&self) -> Vec<u32> {
+        let mut pids = vec![self.pid()];
+        let mut at = 0;
+        while let Some(pid) = pids.get(at) {
+            // One that is gone by now has none.
+            for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+                let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+                pids.extend(children.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+            }
+            at += 1;
+        }
+        pids
+    }
+
+    /// Asks all of [`Process::tree`] to end with SIGTERM, and kills those that have not after 3 s: for a program that is a script.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn stop_tree(&mut self) -> Result<ExitStatus> {
+        let started = self.tree().split_off(1);
+        let signal = |signal| {
+            for pid in started.iter().filter(|pid| is_alive(**pid)).filter_map(|pid| Pid::from_raw(*pid as i32)) {
+                // It may have ended just now.
+                let _ = kill_process(pid, signal);
+            }
+        };
+        if self.try_wait()?.is_none() {
+            self.signal(Signal::TERM)?;
+        }
+        signal(Signal::TERM);
+        let ended = eventually(GRACE, || match started.iter().find(|pid| is_alive(**pid)) {
+            Some(pid) => bail!("process {pid} is running"),
+            None => Ok(()),
+        });
+        if ended.is_err() {
+            signal(Signal::KILL);
+        }
+        self.stop()
+    }
+
     /// Its exit status, if it has ended.
     ///
     /// # Errors
@@ -134,6 +175,11 @@ impl Process {
     }
 }
 
+/// Neither gone nor a zombie, which has no command line.
+fn is_alive(pid: u32) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         let outcome = self.stop();
@@ -147,5 +193,42 @@ impl Drop for Process {
 impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Process({} pid {})", self.name, self.child.id())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shell that starts a shell that starts a program, and waits as a script does.
+    fn script(inner: &str) -> Process {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &format!("/bin/sh -c '{inner}; :'; :")]);
+        let mut process = Process::here(command).unwrap();
+        process.quiet();
+        process
+    }
+
+    fn stops_whole(mut process: Process) {
+        let started = eventually(TIMEOUT, || match process.tree() {
+            tree if tree.len() == 3 => Ok(tree),
+            tree => bail!("{tree:?}"),
+        });
+        process.stop_tree().unwrap();
+        eventually(TIMEOUT, || match started.as_ref().unwrap().iter().find(|pid| is_alive(**pid)) {
+            Some(pid) => bail!("{pid} is alive"),
+            None => Ok(()),
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_script_ends_with_what_it_started() {
+        stops_whole(script("sleep 60"));
+    }
+
+    #[test]
+    fn one_that_does_not_listen_is_killed() {
+        stops_whole(script(r#"trap "" TERM; sleep 60"#));
     }
 }
