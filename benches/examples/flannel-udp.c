@@ -38,7 +38,7 @@ static int open_tun(const char *name) {
 }
 
 static int bind_udp(const char *own, int port) {
-    struct sockaddr_in here = {AF_INET, htons(port), {address(own)}};
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = address(own)};
     int udp = socket(AF_INET, SOCK_DGRAM, 0);
     if (udp < 0 || bind(udp, (struct sockaddr *)&here, sizeof here) < 0)
         err(1, "UDP port %d on %s", port, own);

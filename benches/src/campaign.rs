@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!   round 1:  MTU 1500, offload:  tcp1:  weft vxlan host-gw
-//!                                 tcp4:       vxlan host-gw weft       the order rotates, so that none is always first
-//!                                 ...
+//!                                 tcp4:  host-gw weft vxlan       dealt anew for each, so that none is always first,
+//!                                 ...                             or always behind the same one
 //!             MTU 1500, wire:     ...
 //!   round 2:  ...
 //! ```
+//!
+//! One run is dealt as the next one is.
 //!
 //! What ran is asked before and after each measurement; figures of what was not meant to run do not count.
 
@@ -74,6 +76,8 @@ struct Underway<'a> {
     progress: &'a mut Progress,
     report: &'a mut Report,
     nearness: Nearness,
+    /// Deals the order of the subjects.
+    dealer: fastrand::Rng,
 }
 
 /// A subject that is up.
@@ -111,7 +115,13 @@ impl Campaign {
             stop.check()?;
             fields.push(Field::new(self, &lab, mtu, rate_mbit, report)?);
         }
-        let mut underway = Underway { stop, progress, report, nearness: Nearness::new(self.patience) };
+        let mut underway = Underway {
+            stop,
+            progress,
+            report,
+            nearness: Nearness::new(self.patience),
+            dealer: fastrand::Rng::with_seed(0),
+        };
         for round in 1..=self.rounds {
             for field in &fields {
                 for mode in &self.modes {
@@ -128,10 +138,10 @@ impl Campaign {
     }
 
     fn round(&self, round: u32, field: &Field, mode: Mode, underway: &mut Underway<'_>) -> Result<()> {
-        let count = self.subjects.len();
-        for (number, (name, workload)) in self.workloads.iter().enumerate() {
-            for turn in 0..count {
-                let index = (turn + number + round as usize - 1) % count;
+        for (name, workload) in &self.workloads {
+            let mut order: Vec<usize> = (0..self.subjects.len()).collect();
+            underway.dealer.shuffle(&mut order);
+            for index in order {
                 let (spec, candidate) = (&self.subjects[index], &field.subjects[index]);
                 let Some(candidate) = candidate else {
                     underway.progress.advance();
