@@ -13,6 +13,7 @@ use crate::config::{MTU_MAX, MTU_MIN, Tunnel};
 use crate::netlink::{Address, Netlink, NetlinkError, Route, RouteFilter};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 /// Metric of the safety routes: behind every route that means to work. Told apart from other `unreachable` routes by it.
@@ -23,6 +24,9 @@ const OUTER_LEN_IPV4: u32 = 20 + 8;
 const OUTER_LEN_IPV6: u32 = 40 + 8;
 /// MTU taken for the underlay when no route leads to any peer: Ethernet's.
 const UNDERLAY_MTU_DEFAULT: u32 = 1500;
+
+/// Networks that a message names before it counts the rest.
+const NAMED_MAX: usize = 8;
 
 /// What the TUN device and the routing tables should have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,13 +64,9 @@ impl LinkPlan {
         let addresses: Vec<IpNet> = netlink.addresses(Some(ifindex))?.iter().map(|address| address.prefix).collect();
         let present = netlink.routes(&RouteFilter { link: Some(ifindex), ..RouteFilter::default() })?;
         let routes: Vec<IpNet> = present.iter().map(|route| route.dst).collect();
-        let mut safety: Vec<IpNet> = Vec::new();
-        for network in addresses.iter().map(IpNet::trunc).chain(routes.iter().copied()) {
-            let filter = RouteFilter { dst: Some(network), ..RouteFilter::default() };
-            if !safety.contains(&network) && netlink.routes(&filter)?.contains(&safety_route(network)) {
-                safety.push(network);
-            }
-        }
+        let mut kept_safe = safety_present(netlink)?;
+        let networks = addresses.iter().map(IpNet::trunc).chain(routes.iter().copied());
+        let safety = networks.filter(|network| kept_safe.remove(network)).collect();
         Ok(LinkPlan { addresses, mtu, routes, safety })
     }
 
@@ -101,18 +101,13 @@ impl LinkPlan {
             done.push("link up".to_owned());
         }
         let filter = RouteFilter { link: Some(ifindex), ..RouteFilter::default() };
-        let present = netlink.routes(&filter)?;
-        for network in &self.routes {
-            let route = Route::via_link(*network, ifindex);
-            if !present.contains(&route) {
-                netlink.add_route(&route)?;
-                done.push(format!("route {network}"));
-            }
-        }
-        for network in previous.routes.iter().filter(|network| !self.routes.contains(network)) {
-            netlink.delete_route(&Route::via_link(*network, ifindex))?;
-            done.push(format!("route {network} removed"));
-        }
+        let present = as_made(netlink.routes(&filter)?, |network| Route::via_link(network, ifindex));
+        let missing = without(&self.routes, &present);
+        missing.iter().try_for_each(|network| netlink.add_route(&Route::via_link(*network, ifindex)))?;
+        tell(&mut done, "route", &missing, "");
+        let unwanted = without(&previous.routes, &self.routes.iter().copied().collect());
+        unwanted.iter().try_for_each(|network| netlink.delete_route(&Route::via_link(*network, ifindex)))?;
+        tell(&mut done, "route", &unwanted, " removed");
         Ok(done)
     }
 
@@ -122,18 +117,12 @@ impl LinkPlan {
         previous: &LinkPlan,
         done: &mut Vec<String>,
     ) -> Result<(), NetlinkError> {
-        for network in &self.safety {
-            let filter = RouteFilter { dst: Some(*network), ..RouteFilter::default() };
-            let route = safety_route(*network);
-            if !netlink.routes(&filter)?.contains(&route) {
-                netlink.add_route(&route)?;
-                done.push(format!("safety route {network}"));
-            }
-        }
-        for network in previous.safety.iter().filter(|network| !self.safety.contains(network)) {
-            netlink.delete_route(&safety_route(*network))?;
-            done.push(format!("safety route {network} removed"));
-        }
+        let missing = without(&self.safety, &safety_present(netlink)?);
+        missing.iter().try_for_each(|network| netlink.add_route(&safety_route(*network)))?;
+        tell(done, "safety route", &missing, "");
+        let unwanted = without(&previous.safety, &self.safety.iter().copied().collect());
+        unwanted.iter().try_for_each(|network| netlink.delete_route(&safety_route(*network)))?;
+        tell(done, "safety route", &unwanted, " removed");
         Ok(())
     }
 
@@ -169,6 +158,40 @@ fn refuse_shadowed(netlink: &mut Netlink, ifindex: u32, name: &str, prefix: IpNe
 
 fn safety_route(network: IpNet) -> Route {
     Route { metric: SAFETY_METRIC, ..Route::unreachable(network) }
+}
+
+/// Networks that have a safety route.
+fn safety_present(netlink: &mut Netlink) -> Result<HashSet<IpNet>, NetlinkError> {
+    Ok(as_made(netlink.routes(&RouteFilter::default())?, safety_route))
+}
+
+/// Destinations of those routes that are what `make` makes of their destination.
+fn as_made(present: Vec<Route>, make: impl Fn(IpNet) -> Route) -> HashSet<IpNet> {
+    present.into_iter().filter(|route| *route == make(route.dst)).map(|route| route.dst).collect()
+}
+
+/// Those of `networks` that are not among `others`, each once.
+fn without(networks: &[IpNet], others: &HashSet<IpNet>) -> Vec<IpNet> {
+    let mut seen = others.clone();
+    networks.iter().copied().filter(|network| seen.insert(*network)).collect()
+}
+
+/// Says what was done to `networks`, if there are any.
+fn tell(done: &mut Vec<String>, what: &str, networks: &[IpNet], end: &str) {
+    match networks {
+        [] => {}
+        [network] => done.push(format!("{what} {network}{end}")),
+        _ => done.push(format!("{} {what}s{end} ({})", networks.len(), listing(networks))),
+    }
+}
+
+/// Networks for a person to read: all of a few, the first of many.
+pub fn listing(networks: &[IpNet]) -> String {
+    let named: Vec<String> = networks.iter().take(NAMED_MAX).map(IpNet::to_string).collect();
+    match networks.len() - named.len() {
+        0 => named.join(", "),
+        rest => format!("{} and {rest} more", named.join(", ")),
+    }
 }
 
 /// The MTU of the TUN in bytes, so that no packet to any peer needs outer fragments: the smallest underlay MTU among the
@@ -252,6 +275,25 @@ mod tests {
     fn the_own_prefix_within_a_network_is_safe_with_it() {
         let plan = plan("address = \"10.99.0.1/24\"\nnetwork = \"10.99.0.0/16\"");
         assert_eq!((plan.routes, plan.safety), (nets(&["10.99.0.0/16"]), nets(&["10.99.0.0/16"])));
+    }
+
+    #[test]
+    fn many_networks_are_counted_and_few_are_named() {
+        let mut done = Vec::new();
+        tell(&mut done, "route", &[], "");
+        tell(&mut done, "route", &nets(&["10.1.0.0/16"]), " removed");
+        tell(&mut done, "safety route", &nets(&["10.1.0.0/16", "10.2.0.0/16"]), "");
+        let many: Vec<IpNet> = (0..200).map(|third| format!("10.9.{third}.0/24").parse().unwrap()).collect();
+        tell(&mut done, "route", &many, " removed");
+        let first: Vec<String> = many[..8].iter().map(IpNet::to_string).collect();
+        assert_eq!(
+            done,
+            [
+                "route 10.1.0.0/16 removed",
+                "2 safety routes (10.1.0.0/16, 10.2.0.0/16)",
+                &format!("200 routes removed ({} and 192 more)", first.join(", ")),
+            ]
+        );
     }
 
     #[test]

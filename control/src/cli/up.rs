@@ -3,6 +3,7 @@
 use super::tunnel_args::{RunDirArgs, load, tunnel_error};
 use super::{CliError, Exit, output};
 use crate::config::Tunnel;
+use crate::link;
 use crate::run::RESOLVE_FIRST_TIMEOUT;
 use crate::source::resolve;
 use crate::state::Paths;
@@ -65,9 +66,8 @@ fn report(tunnel: &Tunnel, live: &Live, applied: &Applied) -> Result<(), CliErro
         live.state().weftd.pid,
     ))?;
     for peer in &tunnel.peers {
-        let subnets: Vec<String> = peer.subnets.iter().map(ToString::to_string).collect();
         match applied.unresolved.iter().find(|unresolved| unresolved.peer == peer.name) {
-            None => output::print(format!("  {}: {} via {}", peer.name, subnets.join(", "), peer.endpoint))?,
+            None => output::print(format!("  {}: {} via {}", peer.name, link::listing(&peer.subnets), peer.endpoint))?,
             Some(unresolved) => output::print(format!("  {}: NOT REACHABLE, {}", peer.name, unresolved.why))?,
         };
     }

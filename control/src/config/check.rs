@@ -4,7 +4,7 @@
 use super::tunnel::{Draft, DraftPeer};
 use super::{DEFAULT_PORT, DEVICE_NAME_LEN_MAX, Host, MTU_MIN_IPV6, Opener, Peer, Report, Tunnel};
 use ipnet::IpNet;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use toml::Spanned;
@@ -160,14 +160,8 @@ fn networks(draft: &Draft, report: &mut Report) -> Vec<IpNet> {
         };
         report.error(network.span(), key, message, hint);
     }
-    let mut networks = Vec::new();
-    for network in listed {
-        let network = network.get_ref().trunc();
-        if !networks.contains(&network) {
-            networks.push(network);
-        }
-    }
-    networks
+    let mut seen = HashSet::new();
+    listed.iter().map(|network| network.get_ref().trunc()).filter(|network| seen.insert(*network)).collect()
 }
 
 fn listen(draft: &Draft, report: &mut Report) -> SocketAddr {
@@ -234,10 +228,9 @@ fn peer_names(peers: &[DraftPeer], report: &mut Report) {
 const PEER_NAME_LEN_MAX: usize = 253;
 
 fn peer_subnets(draft: &Draft, report: &mut Report) {
-    let mut seen: HashMap<IpNet, (usize, String)> = HashMap::new();
+    let mut seen: HashMap<IpNet, (usize, &DraftPeer)> = HashMap::new();
     for peer in &draft.peers {
         let key = format!("{}.subnets", peer.path);
-        let label = peer.name.as_ref().map_or_else(|| peer.path.clone(), |name| format!("{:?}", name.get_ref()));
         if let (true, Some(name)) = (peer.has_empty_subnets, &peer.name) {
             let hint = "say which inner prefixes lie behind the peer, as in subnets = [\"10.99.2.0/24\"]";
             report.error(name.span(), &key, "is an empty list: nothing would be sent to this peer", hint);
@@ -245,7 +238,10 @@ fn peer_subnets(draft: &Draft, report: &mut Report) {
         for subnet in &peer.subnets {
             prefix(subnet, &key, report);
             let (net, span) = (subnet.get_ref().trunc(), subnet.span());
-            if let Some((line, other)) = seen.get(&net) {
+            if let Some((start, peer)) = seen.get(&net) {
+                let other =
+                    peer.name.as_ref().map_or_else(|| peer.path.clone(), |name| format!("{:?}", name.get_ref()));
+                let line = report.line_of(*start);
                 let message = format!("{net} leads to peer {other} already (line {line})");
                 report.error(
                     span.clone(),
@@ -254,7 +250,7 @@ fn peer_subnets(draft: &Draft, report: &mut Report) {
                     "a prefix leads to one peer; a longer prefix may lead elsewhere",
                 );
             } else {
-                seen.insert(net, (report.line_of(span.start), label.clone()));
+                seen.insert(net, (span.start, peer));
             }
             own_address_in(draft, net, span.clone(), &key, report);
             outside_network(draft, net, span, &key, report);

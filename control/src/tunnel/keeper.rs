@@ -8,7 +8,7 @@ use crate::backend::udp_tunnel::{Push, UdpTunnel};
 use crate::causes;
 use crate::client::{Client, ClientError};
 use crate::daemon::{self, Process, ProcessHandle};
-use crate::link::LinkPlan;
+use crate::link::{self, LinkPlan};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::state::{self, Lock, Paths, State, Tun};
 use rustix::thread::CapabilitySet;
@@ -412,10 +412,9 @@ pub fn take_down(paths: &Paths, state: Option<&State>) -> Result<TakenDown, Tunn
         }
         state.plan.remove_safety(&mut netlink)?;
     } else if !state.plan.safety.is_empty() {
-        let networks: Vec<String> = state.plan.safety.iter().map(ToString::to_string).collect();
         taken.left = Some(format!(
             "unreachable routes to {} in the network namespace that the tunnel was in, if it still exists",
-            networks.join(", ")
+            link::listing(&state.plan.safety)
         ));
     }
     paths.clear()?;
