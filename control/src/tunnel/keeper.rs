@@ -8,7 +8,7 @@ use crate::backend::udp_tunnel::{Push, UdpTunnel};
 use crate::causes;
 use crate::client::{Client, ClientError};
 use crate::daemon::{self, Process, ProcessHandle};
-use crate::link::{self, LinkPlan};
+use crate::link::{self, LinkPlan, SAFETY_METRIC};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::state::{self, Lock, Paths, State, Tun};
 use rustix::thread::CapabilitySet;
@@ -413,7 +413,8 @@ pub fn take_down(paths: &Paths, state: Option<&State>) -> Result<TakenDown, Tunn
         state.plan.remove_safety(&mut netlink)?;
     } else if !state.plan.safety.is_empty() {
         taken.left = Some(format!(
-            "unreachable routes to {} in the network namespace that the tunnel was in, if it still exists",
+            "unreachable routes with metric {SAFETY_METRIC} to {} in the network namespace that the tunnel was in, if it \
+             still exists",
             link::listing(&state.plan.safety)
         ));
     }

@@ -117,6 +117,10 @@ impl Process {
     /// # Errors
     /// The kernel's.
     pub fn stop_tree(&mut self) -> Result<ExitStatus> {
+        // One that has ended has no descendants, and its process id may be another's by now.
+        if let Some(status) = self.try_wait()? {
+            return Ok(status);
+        }
         let started = self.tree().split_off(1);
         let signal = |signal| {
             for pid in started.iter().filter(|pid| is_alive(**pid)).filter_map(|pid| Pid::from_raw(*pid as i32)) {
@@ -124,9 +128,7 @@ impl Process {
                 let _ = kill_process(pid, signal);
             }
         };
-        if self.try_wait()?.is_none() {
-            self.signal(Signal::TERM)?;
-        }
+        self.signal(Signal::TERM)?;
         signal(Signal::TERM);
         let ended = eventually(GRACE, || match started.iter().find(|pid| is_alive(**pid)) {
             Some(pid) => bail!("process {pid} is running"),
